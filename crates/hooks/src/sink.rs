@@ -69,24 +69,59 @@ impl ActivationSink for NoSink {
     }
 }
 
+macro_rules! forward_to_inner {
+    ($type:ty) => {
+        impl<T: ActivationSink + ?Sized> ActivationSink for $type {
+            fn plan(&mut self, info: &ModelInfo) -> Result<Plan> {
+                (**self).plan(info)
+            }
+
+            fn begin(&mut self, batch: &Batch) -> Result<()> {
+                (**self).begin(batch)
+            }
+
+            fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> Result<()> {
+                (**self).record(point, activation)
+            }
+
+            fn end_layer(&mut self, layer: usize) -> Result<()> {
+                (**self).end_layer(layer)
+            }
+
+            fn end_batch(&mut self) -> Result<()> {
+                (**self).end_batch()
+            }
+        }
+    };
+}
+
+forward_to_inner!(&mut T);
+forward_to_inner!(Box<T>);
+
 /// Several sinks at once: the forward pass sees the union of their plans, each
 /// sink only the points that it planned itself.
 ///
 /// A sink may find more heads and positions in an activation than it asked for;
-/// [`Activation::select`] narrows to its own request.
-#[derive(Default)]
-pub struct Fanout<'a> {
-    sinks: Vec<(&'a mut dyn ActivationSink, Plan)>,
+/// [`Activation::select`] narrows to its own request. `S` is one type of sink, or
+/// `&mut dyn ActivationSink`, or a box.
+#[derive(Debug)]
+pub struct Fanout<S> {
+    sinks: Vec<(S, Plan)>,
 }
 
-impl<'a> Fanout<'a> {
+impl<S: ActivationSink> Fanout<S> {
     /// These sinks, called in this order.
-    pub fn new(sinks: impl IntoIterator<Item = &'a mut dyn ActivationSink>) -> Self {
+    pub fn new(sinks: impl IntoIterator<Item = S>) -> Self {
         Self { sinks: sinks.into_iter().map(|sink| (sink, Plan::default())).collect() }
+    }
+
+    /// The sinks, in order.
+    pub fn sinks_mut(&mut self) -> impl Iterator<Item = &mut S> {
+        self.sinks.iter_mut().map(|(sink, _)| sink)
     }
 }
 
-impl ActivationSink for Fanout<'_> {
+impl<S: ActivationSink> ActivationSink for Fanout<S> {
     fn plan(&mut self, info: &ModelInfo) -> Result<Plan> {
         let mut union = Plan::default();
         for (sink, plan) in &mut self.sinks {
