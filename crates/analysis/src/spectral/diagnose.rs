@@ -1,0 +1,387 @@
+//! From a pattern and a signal to rows.
+
+use candle_core::{DType, Tensor};
+use hooks::{HookPoint, Site};
+use kernels::eigh::{Eigen, eigh};
+use kernels::graph::{PatternView, Patterns, SymmetricGraph};
+use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
+use kernels::laplacian::LaplacianOperator;
+use kernels::signal::{self, Gram, Null, Signal};
+use rayon::prelude::*;
+
+use super::{Exactness, NullReason, Preset, Run, Source, SpectralRow};
+use crate::{Error, Result};
+
+/// Diagnoses one layer of one prompt: no model needed.
+///
+/// Rows come run by run: the heads in order, then the mean over heads.
+///
+/// # Shapes
+/// `pattern` is `[head, query_pos, key_pos]`, its `n`-th entry being head
+/// `heads[n]`; `signal` is `[pos, d_model]` with as many positions.
+///
+/// ```
+/// use analysis::spectral::{Preset, Source, spectra};
+/// use candle_core::{Device, Tensor, safetensors};
+/// use kernels::lanczos::LanczosOptions;
+///
+/// // Stand-ins for tensors captured elsewhere: two heads, three tokens.
+/// let pattern = Tensor::new(
+///     &[
+///         [[1f32, 0., 0.], [0.5, 0.5, 0.], [0.5, 0.25, 0.25]],
+///         [[1., 0., 0.], [1., 0., 0.], [1., 0., 0.]],
+///     ],
+///     &Device::Cpu,
+/// )?;
+/// let signal = Tensor::new(&[[1f32, 0.], [0., 1.], [0., 1.]], &Device::Cpu)?;
+/// let file = std::env::temp_dir().join(format!("spectra-{}.safetensors", std::process::id()));
+/// safetensors::save(&[("pattern", pattern), ("signal", signal)].into(), &file)?;
+///
+/// let tensors = safetensors::load(&file, &Device::Cpu)?;
+/// let source = Source { request: 0, layer: 0 };
+/// let (pattern, signal) = (&tensors["pattern"], &tensors["signal"]);
+/// let runs = [Preset::Paper.into()];
+/// let rows = spectra(source, pattern, &[0, 1], signal, &runs, &LanczosOptions::default())?;
+/// // The mean over heads: weights ⅜ and ⅜ to the first token, ⅟₁₆ between the others.
+/// // Only the edges to the first token carry a difference: 2 · ⅜ · (1² + 1²) = 1.5.
+/// assert_eq!(rows.len(), 1);
+/// assert_eq!(rows[0].head, None);
+/// assert!((rows[0].dirichlet.ok_or("energy")? - 1.5).abs() < 1e-12);
+/// # std::fs::remove_file(&file)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Numerics
+/// `f64`, from the `f32` weights of the graph on. The bits do not depend on the
+/// number of threads.
+///
+/// # Errors
+/// [`Error::Captured`] for a number that cannot be, [`Error::Shape`],
+/// [`Error::Kernel`].
+pub fn spectra(
+    source: Source,
+    pattern: &Tensor,
+    heads: &[usize],
+    signal: &Tensor,
+    runs: &[Run],
+    lanczos: &LanczosOptions,
+) -> Result<Vec<SpectralRow>> {
+    let graphs = build_graphs(source, pattern, heads, heads, runs)?;
+    finish(source, &graphs, &read_signal(source, signal)?, lanczos)
+}
+
+/// A graph and what it is of.
+pub(super) struct LayerGraph {
+    run: Run,
+    head: Option<usize>,
+    graph: SymmetricGraph,
+}
+
+/// Builds the graphs that the runs want of a pattern that holds the heads
+/// `held`, single ones of those in `wanted`.
+pub(super) fn build_graphs(
+    source: Source,
+    pattern: &Tensor,
+    held: &[usize],
+    wanted: &[usize],
+    runs: &[Run],
+) -> Result<Vec<LayerGraph>> {
+    let point = HookPoint::layer(Site::Pattern, source.layer);
+    if pattern.dims().first() != Some(&held.len()) {
+        return Err(Error::Shape {
+            point,
+            request: source.request,
+            expected: format!("[{}, query_pos, key_pos]", held.len()),
+            got: pattern.dims().to_vec(),
+        });
+    }
+    let pattern = pattern.to_dtype(DType::F32).map_err(|error| Error::Tensor {
+        point,
+        request: source.request,
+        source: error,
+    })?;
+    let failed = |error: kernels::Error, heads: &[usize], dropped: usize| match error {
+        kernels::Error::Weight { head, query, key, value } => Error::Captured {
+            point,
+            request: source.request,
+            index: vec![heads.get(head).copied().unwrap_or(head), query + dropped, key + dropped],
+            value: f64::from(value),
+            expected: "a finite number of at least 0",
+        },
+        error => kernel_error(source)(error),
+    };
+    let patterns = Patterns::new(&pattern).map_err(kernel_error(source))?;
+    let views = patterns.heads().map_err(kernel_error(source))?;
+    let mut jobs = Vec::new();
+    for &run in runs {
+        if run.graphs.has_heads() {
+            let heads = held.iter().enumerate().filter(|(_, head)| wanted.contains(head));
+            jobs.extend(heads.map(|(place, &head)| (run, place..place + 1, Some(head))));
+        }
+        if run.graphs.has_mean() {
+            jobs.push((run, 0..views.len(), None));
+        }
+    }
+    let graphs: Vec<Result<LayerGraph>> = jobs
+        .into_par_iter()
+        .map(|(run, places, head)| {
+            let views = &views[places.clone()];
+            let (views, dropped): (Vec<PatternView<'_>>, usize) = match run.preset {
+                Preset::Controlled => (views.iter().map(|view| view.without_first()).collect(), 1),
+                Preset::Paper => (views.to_vec(), 0),
+            };
+            let graph = SymmetricGraph::mean(&views)
+                .map_err(|error| failed(error, &held[places], dropped))?;
+            Ok(LayerGraph { run, head, graph })
+        })
+        .collect();
+    graphs.into_iter().collect()
+}
+
+/// Copies a captured residual stream.
+pub(super) fn read_signal(source: Source, tensor: &Tensor) -> Result<Signal> {
+    Signal::from_tensor(tensor).map_err(|error| match error {
+        kernels::Error::NonFinite { index, value, .. } => Error::Captured {
+            point: HookPoint::layer(Site::ResidPost, source.layer),
+            request: source.request,
+            index,
+            value,
+            expected: "a finite number",
+        },
+        error => kernel_error(source)(error),
+    })
+}
+
+/// Diagnoses every graph with the signal of the same layer.
+pub(super) fn finish(
+    source: Source,
+    graphs: &[LayerGraph],
+    signal: &Signal,
+    lanczos: &LanczosOptions,
+) -> Result<Vec<SpectralRow>> {
+    let prepared: Vec<(Preset, Prepared)> = Preset::ALL
+        .into_iter()
+        .filter(|preset| graphs.iter().any(|graph| graph.run.preset == *preset))
+        .map(|preset| Ok((preset, Prepared::new(preset, signal).map_err(kernel_error(source))?)))
+        .collect::<Result<_>>()?;
+    let rows: Vec<Result<SpectralRow>> = graphs
+        .par_iter()
+        .filter_map(|graph| {
+            let (_, prepared) = prepared.iter().find(|(preset, _)| *preset == graph.run.preset)?;
+            Some(diagnose(source, graph, signal.n_nodes(), prepared, lanczos))
+        })
+        .collect();
+    rows.into_iter().collect()
+}
+
+/// A signal as a preset wants it, and what all graphs of a layer share of it.
+struct Prepared {
+    signal: Signal,
+    gram: Gram,
+    energy: f64,
+    zero_rows: usize,
+}
+
+impl Prepared {
+    fn new(preset: Preset, signal: &Signal) -> kernels::Result<Self> {
+        let (signal, zero_rows) = match preset {
+            Preset::Controlled => signal.clone().without_first().centred().unit_rows(),
+            Preset::Paper => {
+                let zero_rows = signal.n_zero_rows();
+                (signal.clone(), zero_rows)
+            }
+        };
+        Ok(Self { gram: signal.gram()?, energy: signal.energy(), zero_rows, signal })
+    }
+}
+
+fn diagnose(
+    source: Source,
+    graph: &LayerGraph,
+    n_tokens: usize,
+    prepared: &Prepared,
+    lanczos: &LanczosOptions,
+) -> Result<SpectralRow> {
+    let LayerGraph { run, head, graph } = graph;
+    let laplacian = run.preset.laplacian();
+    let exactness = run.effective_exactness();
+    let operator = LaplacianOperator::new(graph, laplacian);
+    let n_nodes = graph.n_nodes();
+    if prepared.signal.n_nodes() != n_nodes {
+        return Err(Error::Shape {
+            point: HookPoint::layer(Site::ResidPost, source.layer),
+            request: source.request,
+            expected: "as many positions as the pattern".to_owned(),
+            got: vec![n_tokens, prepared.signal.d()],
+        });
+    }
+    let failed = kernel_error(source);
+    let (ends, eigen) = match exactness {
+        Exactness::Iterative => (Ends::iterative(&operator, lanczos).map_err(failed)?, None),
+        Exactness::Dense => {
+            let eigen = eigh(&operator.dense().map_err(failed)?, n_nodes).map_err(failed)?;
+            (Ends::dense(&operator, &eigen).map_err(failed)?, Some(eigen))
+        }
+    };
+    let dirichlet = signal::dirichlet_energy(&operator, &prepared.gram).map_err(failed)?;
+    let moments = operator.spectrum_moments();
+    let whole = match &eigen {
+        None => Whole::absent(),
+        Some(eigen) => Whole::new(eigen, &prepared.signal).map_err(failed)?,
+    };
+
+    let mut nulls = Vec::new();
+    let mut column = |name, value: Column| match value {
+        Ok(value) => Some(value),
+        Err(reason) => {
+            nulls.push((name, reason));
+            None
+        }
+    };
+    let present = |value: Option<f64>| value.ok_or(Null::TooFewNodes);
+    let fiedler = present(ends.fiedler.map(|end| end.value));
+    let largest = present(ends.lambda_max.map(|end| end.value));
+    let (energy, defined) = (prepared.energy, |value: signal::Value| value.map_err(undefined));
+    Ok(SpectralRow {
+        request: source.request,
+        layer: source.layer,
+        head: *head,
+        preset: run.preset,
+        laplacian,
+        exactness,
+        n_tokens,
+        n_nodes,
+        isolated_nodes: operator.n_isolated(),
+        zero_rows: prepared.zero_rows,
+        fiedler: column("fiedler", defined(fiedler)),
+        fiedler_residual: column(
+            "fiedler_residual",
+            defined(present(ends.fiedler.map(|end| end.residual))),
+        ),
+        fiedler_seeds_agree: ends.seeds_agree,
+        lambda_max: column("lambda_max", defined(largest)),
+        lambda_max_residual: column(
+            "lambda_max_residual",
+            defined(present(ends.lambda_max.map(|end| end.residual))),
+        ),
+        steps: ends.steps,
+        converged: ends.converged,
+        connectivity_ratio: column(
+            "connectivity_ratio",
+            defined(fiedler.and_then(|f| signal::connectivity_ratio(f, largest?))),
+        ),
+        dirichlet: Some(dirichlet),
+        energy: Some(energy),
+        rayleigh: column("rayleigh", defined(signal::rayleigh_quotient(dirichlet, energy))),
+        smoothness: column(
+            "smoothness",
+            defined(largest.and_then(|largest| signal::smoothness(dirichlet, largest, energy))),
+        ),
+        spectrum_mean: column("spectrum_mean", defined(present(moments.map(|m| m.mean)))),
+        spectrum_variance: column(
+            "spectrum_variance",
+            defined(present(moments.map(|m| m.variance))),
+        ),
+        hfer: column("hfer", whole.hfer),
+        spectral_entropy: column("spectral_entropy", whole.spectral_entropy),
+        spectral_entropy_normalized: column(
+            "spectral_entropy_normalized",
+            whole.spectral_entropy_normalized,
+        ),
+        eigenvalue_entropy: column("eigenvalue_entropy", whole.eigenvalue_entropy),
+        eigenvalue_entropy_deficit: column(
+            "eigenvalue_entropy_deficit",
+            whole.eigenvalue_entropy.map(|entropy| (n_nodes as f64).ln() - entropy),
+        ),
+        nulls,
+    })
+}
+
+type Column = std::result::Result<f64, NullReason>;
+
+fn undefined(null: Null) -> NullReason {
+    NullReason::Undefined(null)
+}
+
+fn kernel_error(source: Source) -> impl Fn(kernels::Error) -> Error + Copy {
+    move |error| Error::Kernel { layer: source.layer, request: source.request, source: error }
+}
+
+/// Both ends of a spectrum, however found.
+struct Ends {
+    fiedler: Option<Certified>,
+    lambda_max: Option<Certified>,
+    seeds_agree: Option<bool>,
+    steps: Option<usize>,
+    converged: bool,
+}
+
+impl Ends {
+    fn iterative(
+        operator: &LaplacianOperator<'_>,
+        lanczos: &LanczosOptions,
+    ) -> kernels::Result<Self> {
+        let (found, converged) = match extremes(operator, lanczos) {
+            Ok(found) => (found, true),
+            Err(kernels::Error::NotConverged { found, .. }) => (*found, false),
+            Err(error) => return Err(error),
+        };
+        let Extremes { fiedler, lambda_max, seeds_agree, steps } = found;
+        Ok(Self {
+            fiedler,
+            lambda_max,
+            seeds_agree: Some(seeds_agree),
+            steps: Some(steps),
+            converged,
+        })
+    }
+
+    fn dense(operator: &LaplacianOperator<'_>, eigen: &Eigen) -> kernels::Result<Self> {
+        let certified = |k: usize| -> kernels::Result<Certified> {
+            let (value, vector) = (eigen.values()[k], eigen.vector(k));
+            let product = operator.apply(&vector)?;
+            let squares = product.iter().zip(&vector).map(|(p, v)| (p - value * v).powi(2));
+            Ok(Certified { value, residual: squares.sum::<f64>().sqrt() })
+        };
+        let n = eigen.values().len();
+        Ok(Self {
+            fiedler: (n >= 2).then(|| certified(1)).transpose()?,
+            lambda_max: (n >= 1).then(|| certified(n - 1)).transpose()?,
+            seeds_agree: None,
+            steps: None,
+            converged: true,
+        })
+    }
+}
+
+/// What takes the whole spectrum.
+struct Whole {
+    hfer: Column,
+    spectral_entropy: Column,
+    spectral_entropy_normalized: Column,
+    eigenvalue_entropy: Column,
+}
+
+impl Whole {
+    fn absent() -> Self {
+        let absent = Err(NullReason::NeedsDense);
+        Self {
+            hfer: absent,
+            spectral_entropy: absent,
+            spectral_entropy_normalized: absent,
+            eigenvalue_entropy: absent,
+        }
+    }
+
+    fn new(eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
+        let energies = signal::mode_energies(eigen, signal)?;
+        let entropy = signal::spectral_entropy(&energies);
+        let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, energies.len()));
+        Ok(Self {
+            hfer: signal::high_frequency_energy_ratio(&energies).map_err(undefined),
+            spectral_entropy: entropy.map_err(undefined),
+            spectral_entropy_normalized: normalized.map_err(undefined),
+            eigenvalue_entropy: signal::eigenvalue_entropy(eigen.values())?.map_err(undefined),
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! The attention graph of each head and of the mean over heads: its spectrum,
+//! and the residual stream as a signal on it (arXiv 2601.00791).
+//!
+//! `A` is the attention pattern, `W = ½(A + Aᵀ)`, `L` a Laplacian of `W` and `X`
+//! the residual stream after the layer, one row per token.
+//!
+//! The decision that shapes this module: two presets, always named in the rows.
+//! In real models the first token draws most of the attention and carries most
+//! of the signal's energy, so that the published diagnostics largely measure the
+//! prompt's length. [`Preset::Paper`] is the published definition;
+//! [`Preset::Controlled`], the default, takes the first token out of graph and
+//! signal, the mean over tokens out of the signal, and scales its rows to unit norm.
+
+mod attention;
+mod diagnose;
+mod row;
+mod sink;
+
+use hooks::{Selection, Site};
+use kernels::lanczos::LanczosOptions;
+use kernels::laplacian::Laplacian;
+
+pub use attention::{AttentionRow, LayerAttentionRow, Top, attention_statistics};
+pub use diagnose::spectra;
+pub use row::{NullReason, SpectralRow};
+pub use sink::{SpectralRows, SpectralSink};
+
+use crate::Analysis;
+
+/// The entry in [`ANALYSES`](crate::ANALYSES).
+pub const ANALYSIS: Analysis = Analysis {
+    name: "spectral",
+    about: "spectra of attention graphs, energies of the residual stream on them, attention sinks",
+    needs: &[Site::Pattern, Site::Summary, Site::ResidPost],
+};
+
+/// A named combination of Laplacian and preparation of graph and signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Preset {
+    /// Symmetric-normalized Laplacian; first token dropped from graph and signal;
+    /// then the mean over tokens subtracted; then rows scaled to unit norm, rows
+    /// that are zero counted and left at zero.
+    Controlled,
+    /// Combinatorial Laplacian; first token kept; the residual stream as it is.
+    /// Its high-frequency energy ratio and entropies take the whole spectrum, so
+    /// it always runs with [`Exactness::Dense`].
+    Paper,
+}
+
+impl Preset {
+    /// Both presets.
+    pub const ALL: [Self; 2] = [Self::Controlled, Self::Paper];
+
+    /// The name used on a command line and in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Controlled => "controlled",
+            Self::Paper => "paper",
+        }
+    }
+
+    /// The Laplacian that the preset uses.
+    pub fn laplacian(self) -> Laplacian {
+        match self {
+            Self::Controlled => Laplacian::SymmetricNormalized,
+            Self::Paper => Laplacian::Combinatorial,
+        }
+    }
+}
+
+/// How eigenvalues are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Exactness {
+    /// Both ends of the spectrum by Lanczos, with certificates. What needs the
+    /// whole spectrum is null.
+    Iterative,
+    /// The whole spectrum by a dense solver, in `O(n³)`.
+    Dense,
+}
+
+impl Exactness {
+    /// The name used in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iterative => "iterative",
+            Self::Dense => "dense",
+        }
+    }
+}
+
+/// Which graphs of a layer are analysed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Graphs {
+    /// One graph per layer: the mean pattern over all heads.
+    HeadMean,
+    /// One graph per selected head.
+    Heads,
+    /// Both.
+    HeadsAndMean,
+}
+
+impl Graphs {
+    /// Whether the mean over heads is among them.
+    pub fn has_mean(self) -> bool {
+        self != Self::Heads
+    }
+
+    /// Whether the single heads are among them.
+    pub fn has_heads(self) -> bool {
+        self != Self::HeadMean
+    }
+}
+
+/// One preset, the graphs it is applied to, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The preset.
+    pub preset: Preset,
+    /// The graphs.
+    pub graphs: Graphs,
+    /// How eigenvalues are found; [`Preset::Paper`] is dense whatever stands here.
+    pub exactness: Exactness,
+}
+
+impl Run {
+    /// How eigenvalues are found in fact.
+    pub fn effective_exactness(&self) -> Exactness {
+        match self.preset {
+            Preset::Controlled => self.exactness,
+            Preset::Paper => Exactness::Dense,
+        }
+    }
+}
+
+impl From<Preset> for Run {
+    /// `Controlled` on every head and the mean, iteratively; `Paper` on the mean.
+    fn from(preset: Preset) -> Self {
+        let graphs = match preset {
+            Preset::Controlled => Graphs::HeadsAndMean,
+            Preset::Paper => Graphs::HeadMean,
+        };
+        let exactness = Exactness::Iterative;
+        let run = Self { preset, graphs, exactness };
+        Self { exactness: run.effective_exactness(), ..run }
+    }
+}
+
+/// What a [`SpectralSink`] computes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpectralOptions {
+    /// The presets. Without any, only attention statistics are computed, and no
+    /// pattern is ever formed.
+    pub runs: Vec<Run>,
+    /// Which layers.
+    pub layers: Selection,
+    /// Which heads have rows of their own. The mean is always over all heads.
+    pub heads: Selection,
+    /// Steps and tolerance of the iterative solver.
+    pub lanczos: LanczosOptions,
+    /// How many of the largest sink scores and attention eigenvalues are kept.
+    pub top_k: usize,
+}
+
+impl Default for SpectralOptions {
+    /// The controlled preset on every layer and head, ten largest values kept.
+    fn default() -> Self {
+        Self {
+            runs: vec![Preset::Controlled.into()],
+            layers: Selection::All,
+            heads: Selection::All,
+            lanczos: LanczosOptions::default(),
+            top_k: 10,
+        }
+    }
+}
+
+/// Where tensors come from: named in rows and errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source {
+    /// The prompt.
+    pub request: u64,
+    /// The layer.
+    pub layer: usize,
+}

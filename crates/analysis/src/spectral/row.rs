@@ -1,0 +1,126 @@
+//! One graph's diagnostics.
+
+use kernels::laplacian::Laplacian;
+use kernels::signal::Null;
+
+use super::{Exactness, Preset};
+
+/// Why a column of a row has no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NullReason {
+    /// The quantity does not exist for this graph and signal.
+    Undefined(Null),
+    /// It takes the whole spectrum, which [`Exactness::Iterative`] does not compute.
+    NeedsDense,
+}
+
+impl NullReason {
+    /// The reason in words, as written into tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Undefined(null) => null.name(),
+            Self::NeedsDense => "needs the dense solver",
+        }
+    }
+}
+
+/// The diagnostics of one attention graph and the signal on it.
+///
+/// `n` is the number of nodes, `λ` the eigenvalues ascending from `λ_0 = 0`,
+/// `e_k` the energy of the signal in mode `k`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpectralRow {
+    /// The prompt.
+    pub request: u64,
+    /// The layer.
+    pub layer: usize,
+    /// The head; `None` for the mean over heads.
+    pub head: Option<usize>,
+    /// How graph and signal were prepared.
+    pub preset: Preset,
+    /// Which Laplacian.
+    pub laplacian: Laplacian,
+    /// How eigenvalues were found.
+    pub exactness: Exactness,
+    /// Tokens of the prompt.
+    pub n_tokens: usize,
+    /// Nodes of the graph: fewer where the preset drops the first token.
+    pub n_nodes: usize,
+    /// Nodes of degree 0.
+    pub isolated_nodes: usize,
+    /// Tokens whose signal is 0 after preparation: they carry no energy.
+    pub zero_rows: usize,
+    /// Second-smallest eigenvalue `λ_1`, the Fiedler value.
+    pub fiedler: Option<f64>,
+    /// `‖Lv − λv‖` of its unit vector: some eigenvalue is this close.
+    pub fiedler_residual: Option<f64>,
+    /// Whether two random starts agreed on the Fiedler value; `None` if dense.
+    pub fiedler_seeds_agree: Option<bool>,
+    /// Largest eigenvalue.
+    pub lambda_max: Option<f64>,
+    /// `‖Lv − λv‖` of its unit vector.
+    pub lambda_max_residual: Option<f64>,
+    /// Steps of the iterative solver; `None` if dense.
+    pub steps: Option<usize>,
+    /// Whether the residuals reached the tolerance. If not, the values are the
+    /// best found, still within their residuals of some eigenvalue.
+    pub converged: bool,
+    /// `λ_1/λ_max`.
+    pub connectivity_ratio: Option<f64>,
+    /// `Tr(XᵀLX)`.
+    pub dirichlet: Option<f64>,
+    /// `‖X‖²`.
+    pub energy: Option<f64>,
+    /// `Tr(XᵀLX)/‖X‖²`: high is rough.
+    pub rayleigh: Option<f64>,
+    /// `1 − Tr(XᵀLX)/(λ_max‖X‖²)`: high is smooth.
+    pub smoothness: Option<f64>,
+    /// `Tr L/n`.
+    pub spectrum_mean: Option<f64>,
+    /// `Tr L²/n − (Tr L/n)²`.
+    pub spectrum_variance: Option<f64>,
+    /// High-frequency energy ratio `Σ_{k ≥ ⌊n/2⌋} e_k / Σ e_k`.
+    pub hfer: Option<f64>,
+    /// `−Σ p_k ln p_k` in nats, `p_k = e_k/Σe`.
+    pub spectral_entropy: Option<f64>,
+    /// The same over `ln n`.
+    pub spectral_entropy_normalized: Option<f64>,
+    /// `−Σ q ln q` in nats, `q = λ/Σλ`.
+    pub eigenvalue_entropy: Option<f64>,
+    /// `ln n` minus the eigenvalue entropy, in nats.
+    pub eigenvalue_entropy_deficit: Option<f64>,
+    /// Why columns are null, in the order of [`SpectralRow::measures`].
+    pub nulls: Vec<(&'static str, NullReason)>,
+}
+
+/// Number of columns in [`SpectralRow::measures`].
+pub const N_MEASURES: usize = 16;
+
+impl SpectralRow {
+    /// Every measured column with its name, in the order of tables.
+    pub fn measures(&self) -> [(&'static str, Option<f64>); N_MEASURES] {
+        [
+            ("fiedler", self.fiedler),
+            ("fiedler_residual", self.fiedler_residual),
+            ("lambda_max", self.lambda_max),
+            ("lambda_max_residual", self.lambda_max_residual),
+            ("connectivity_ratio", self.connectivity_ratio),
+            ("dirichlet", self.dirichlet),
+            ("energy", self.energy),
+            ("rayleigh", self.rayleigh),
+            ("smoothness", self.smoothness),
+            ("spectrum_mean", self.spectrum_mean),
+            ("spectrum_variance", self.spectrum_variance),
+            ("hfer", self.hfer),
+            ("spectral_entropy", self.spectral_entropy),
+            ("spectral_entropy_normalized", self.spectral_entropy_normalized),
+            ("eigenvalue_entropy", self.eigenvalue_entropy),
+            ("eigenvalue_entropy_deficit", self.eigenvalue_entropy_deficit),
+        ]
+    }
+
+    /// Why a column is null; `None` where it has a value.
+    pub fn null_reason(&self, column: &str) -> Option<NullReason> {
+        self.nulls.iter().find(|(name, _)| *name == column).map(|(_, reason)| *reason)
+    }
+}

@@ -1,0 +1,475 @@
+use analysis::Error;
+use analysis::spectral::{
+    Exactness, Graphs, NullReason, Preset, Run, Source, SpectralOptions, SpectralRow, SpectralRows,
+    SpectralSink, attention_statistics, spectra,
+};
+use candle_core::{Device, Tensor};
+use hooks::{ActivationSink, HookPoint, LayerInfo, MlpInfo, ModelInfo, Selection, Site, Statistic};
+use kernels::lanczos::LanczosOptions;
+use kernels::signal::Null;
+use serde_json::Value;
+
+use super::{batch, close, golden, numbers, play};
+
+const SOURCE: Source = Source { request: 7, layer: 1 };
+
+/// The inputs of one golden case.
+struct Case {
+    n_heads: usize,
+    n_tokens: usize,
+    d: usize,
+    patterns: Vec<f32>,
+    signal: Vec<f32>,
+}
+
+impl Case {
+    fn of(value: &Value) -> Self {
+        let size = |name: &str| usize::try_from(value[name].as_u64().unwrap()).unwrap();
+        let floats = |name: &str| numbers(&value[name]).iter().map(|v| *v as f32).collect();
+        Self {
+            n_heads: size("n_heads"),
+            n_tokens: size("n_tokens"),
+            d: size("d"),
+            patterns: floats("patterns"),
+            signal: floats("signal"),
+        }
+    }
+
+    fn pattern(&self) -> Tensor {
+        let shape = (self.n_heads, self.n_tokens, self.n_tokens);
+        Tensor::from_slice(&self.patterns, shape, &Device::Cpu).unwrap()
+    }
+
+    fn signal(&self) -> Tensor {
+        Tensor::from_slice(&self.signal, (self.n_tokens, self.d), &Device::Cpu).unwrap()
+    }
+
+    /// What the forward pass would put into `hook_summary`.
+    fn summary(&self) -> Tensor {
+        let n = self.n_tokens;
+        let mut out = vec![0f32; self.n_heads * n * Statistic::COUNT];
+        for head in 0..self.n_heads {
+            let a = |u: usize, i: usize| f64::from(self.patterns[(head * n + u) * n + i]);
+            for i in 0..n {
+                let row = (0..n).map(|j| a(i, j));
+                let entropy: f64 = row.clone().filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+                let distance: f64 =
+                    row.clone().enumerate().map(|(j, p)| p * i.abs_diff(j) as f64).sum();
+                for (statistic, value) in [
+                    (Statistic::Entropy, entropy),
+                    (Statistic::Max, row.clone().fold(0.0, f64::max)),
+                    (Statistic::FirstToken, a(i, 0)),
+                    (Statistic::Distance, distance),
+                    (Statistic::Diagonal, a(i, i)),
+                    // A mask cannot take the diagonal away from a real model.
+                    (Statistic::LogDiagonal, if a(i, i) > 0.0 { a(i, i).ln() } else { -80.0 }),
+                    (Statistic::ColumnSum, (i..n).map(|u| a(u, i)).sum()),
+                ] {
+                    out[(head * n + i) * Statistic::COUNT + statistic.index()] = value as f32;
+                }
+            }
+        }
+        Tensor::from_vec(out, (self.n_heads, n, Statistic::COUNT), &Device::Cpu).unwrap()
+    }
+
+    fn heads(&self) -> Vec<usize> {
+        (0..self.n_heads).collect()
+    }
+}
+
+fn dense(preset: Preset) -> Run {
+    Run { preset, graphs: Graphs::HeadsAndMean, exactness: Exactness::Dense }
+}
+
+fn iterative(graphs: Graphs) -> Run {
+    Run { preset: Preset::Controlled, graphs, exactness: Exactness::Iterative }
+}
+
+#[test]
+fn rows_are_the_golden_ones() {
+    for value in golden("spectral") {
+        let (case, name) = (Case::of(&value), value["name"].as_str().unwrap().to_owned());
+        let runs =
+            [dense(Preset::Controlled), iterative(Graphs::HeadsAndMean), dense(Preset::Paper)];
+        let options = LanczosOptions::default();
+        let rows = spectra(SOURCE, &case.pattern(), &case.heads(), &case.signal(), &runs, &options)
+            .unwrap();
+        assert_eq!(rows.len(), 3 * (case.n_heads + 1));
+        for row in &rows {
+            let head = row.head.map_or(Value::Null, Value::from);
+            let expected = value["presets"].as_array().unwrap().iter();
+            let expected = expected
+                .clone()
+                .find(|e| e["head"] == head && e["preset"] == row.preset.name())
+                .unwrap();
+            check_row(&name, row, expected);
+        }
+    }
+}
+
+fn check_row(name: &str, row: &SpectralRow, expected: &Value) {
+    let what = |column: &str| {
+        format!(
+            "{name}, {}, {}, head {:?}: {column}",
+            row.preset.name(),
+            row.exactness.name(),
+            row.head
+        )
+    };
+    assert_eq!(expected["n_nodes"], row.n_nodes, "{}", what("n_nodes"));
+    assert_eq!(expected["isolated_nodes"], row.isolated_nodes, "{}", what("isolated_nodes"));
+    assert_eq!(expected["zero_rows"], row.zero_rows, "{}", what("zero_rows"));
+    assert!(row.converged && row.fiedler_seeds_agree != Some(false), "{row:?}");
+    let needs_dense = [
+        "hfer",
+        "spectral_entropy",
+        "spectral_entropy_normalized",
+        "eigenvalue_entropy",
+        "eigenvalue_entropy_deficit",
+    ];
+    // The mean over heads is rounded to f32 once more than in the script.
+    let scale = expected["lambda_max"].as_f64().unwrap_or(1.0).max(1.0);
+    let energy = expected["energy"].as_f64().unwrap().max(1.0);
+    for (column, got) in row.measures() {
+        assert_eq!(got.is_none(), row.null_reason(column).is_some(), "{}", what(column));
+        if column.ends_with("residual") {
+            assert!(got.is_none_or(|residual| residual <= 1e-8 * scale), "{}", what(column));
+            continue;
+        }
+        if row.exactness == Exactness::Iterative && needs_dense.contains(&column) {
+            assert_eq!(row.null_reason(column), Some(NullReason::NeedsDense));
+            continue;
+        }
+        let tolerance = match column {
+            "dirichlet" | "energy" => 1e-7 * scale * energy,
+            "spectrum_variance" => 1e-7 * scale * scale,
+            _ => 1e-7 * scale,
+        };
+        match expected[column].as_f64() {
+            None => assert_eq!(got, None, "{}", what(column)),
+            // The cut may fall among modes of one eigenvalue, which mix.
+            Some(_) if column == "hfer" && name != "sink" && name != "sharp" => {
+                assert!((0.0..=1.0 + 1e-12).contains(&got.unwrap()), "{}", what(column));
+            }
+            Some(_)
+                if column.starts_with("spectral_entropy") && name != "sink" && name != "sharp" =>
+            {
+                assert!(got.unwrap() >= -1e-12, "{}", what(column));
+            }
+            Some(value) => close(&what(column), got.unwrap(), value, tolerance),
+        }
+    }
+}
+
+#[test]
+fn attention_rows_are_the_golden_ones() {
+    for value in golden("spectral") {
+        let (case, name) = (Case::of(&value), value["name"].as_str().unwrap());
+        let (rows, layer) = attention_statistics(SOURCE, &case.summary(), 5).unwrap();
+        let mut total = 0.0;
+        for (row, expected) in rows.iter().zip(value["attention"].as_array().unwrap()) {
+            let check = |column: &str, got: f64| {
+                let tolerance = 2e-6 * expected[column].as_f64().unwrap().abs().max(1.0);
+                let what = format!("{name}, head {}: {column}", row.head);
+                close(&what, got, expected[column].as_f64().unwrap(), tolerance);
+            };
+            check("sink_max", row.sink_max);
+            check("sink_entropy", row.sink_entropy.unwrap());
+            check("first_token_mass", row.first_token_mass);
+            check("row_entropy", row.row_entropy);
+            check("distance", row.distance);
+            check("max", row.max);
+            if expected["log_determinant"].is_number() {
+                check("log_determinant", row.log_determinant);
+            }
+            let lists = [
+                ("sink_top_values", &row.sink_top.values),
+                ("lap_eigenvalues", &row.laplacian_eigenvalues),
+                ("attention_eigenvalues", &row.attention_eigenvalues),
+            ];
+            for (column, got) in lists {
+                let expected = numbers(&expected[column]);
+                assert_eq!(got.len(), expected.len());
+                for (got, expected) in got.iter().zip(expected) {
+                    close(column, *got, expected, 2e-6);
+                }
+            }
+            // Where neighbours in the ranking are apart, so are their places.
+            let values = numbers(&expected["sink_top_values"]);
+            let indices = numbers(&expected["sink_top_indices"]);
+            for k in 0..values.len() {
+                let apart =
+                    |other: usize| values.get(other).is_none_or(|v| (v - values[k]).abs() > 1e-5);
+                if k + 1 < values.len() && apart(k + 1) && (k == 0 || apart(k - 1)) {
+                    assert_eq!(row.sink_top.indices[k] as f64, indices[k], "{name}");
+                }
+            }
+            total += row.log_determinant;
+        }
+        close(name, layer.log_determinant, total, 1e-12 * total.abs().max(1.0));
+        assert_eq!(layer.n_heads, case.n_heads);
+    }
+}
+
+fn info(n_heads: usize) -> ModelInfo {
+    let layer = LayerInfo {
+        n_heads,
+        n_kv_heads: 1,
+        d_head: 2,
+        window: None,
+        mlp: MlpInfo::Dense { d_mlp: 8 },
+        parallel_residual: false,
+    };
+    ModelInfo { layers: vec![layer; 2], d_model: 6, ..ModelInfo::example() }
+}
+
+/// Two prompts of unequal length in one batch, padded on the right with rubbish.
+fn padded(tensor: &Tensor, other: &Tensor, axes: &[usize]) -> Tensor {
+    let mut padded = other.clone();
+    for &axis in axes {
+        let missing = tensor.dim(axis).unwrap() - other.dim(axis).unwrap();
+        let mut shape = padded.dims().to_vec();
+        shape[axis] = missing;
+        let rubbish = Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap();
+        padded = Tensor::cat(&[&padded, &rubbish], axis).unwrap();
+    }
+    Tensor::stack(&[tensor, &padded], 0).unwrap()
+}
+
+fn long_and_short() -> (Case, Case) {
+    let cases = golden("spectral");
+    let long = Case::of(&cases[0]);
+    let n = 9;
+    let mut patterns = Vec::new();
+    for head in 0..long.n_heads {
+        for i in 0..n {
+            let start = (head * long.n_tokens + i) * long.n_tokens;
+            patterns.extend_from_slice(&long.patterns[start..start + n]);
+        }
+    }
+    let signal = long.signal[..n * long.d].to_vec();
+    let short = Case { n_heads: long.n_heads, n_tokens: n, d: long.d, patterns, signal };
+    (long, short)
+}
+
+fn tensors(long: &Case, short: &Case) -> Vec<(Site, Tensor)> {
+    vec![
+        (Site::Pattern, padded(&long.pattern(), &short.pattern(), &[1, 2])),
+        (Site::Summary, padded(&long.summary(), &short.summary(), &[1])),
+        (Site::ResidPost, padded(&long.signal(), &short.signal(), &[0])),
+    ]
+}
+
+fn through_a_sink(options: SpectralOptions) -> SpectralRows {
+    let (long, short) = long_and_short();
+    let mut sink = SpectralSink::new(options);
+    let plan = sink.plan(&info(long.n_heads)).unwrap();
+    let batch = batch(&[(7, long.n_tokens), (8, short.n_tokens)]);
+    for layer in 0..2 {
+        play(&mut sink, &plan, &batch, layer, &tensors(&long, &short)).unwrap();
+    }
+    let rows = sink.take();
+    assert_eq!(sink.take(), SpectralRows::default());
+    rows
+}
+
+#[test]
+fn a_sink_finds_what_tensors_alone_give() {
+    let runs = vec![iterative(Graphs::HeadsAndMean), dense(Preset::Paper)];
+    let rows = through_a_sink(SpectralOptions {
+        runs: runs.clone(),
+        layers: "1".parse().unwrap(),
+        ..Default::default()
+    });
+    let (long, short) = long_and_short();
+    let options = LanczosOptions::default();
+    let mut expected = Vec::new();
+    for (request, case) in [(7, &long), (8, &short)] {
+        let source = Source { request, layer: 1 };
+        let (pattern, signal) = (case.pattern(), case.signal());
+        expected
+            .extend(spectra(source, &pattern, &case.heads(), &signal, &runs, &options).unwrap());
+    }
+    // Alone or beside another prompt: the same bits.
+    assert_eq!(rows.spectral, expected);
+    assert_eq!(rows.attention.len(), 2 * 3);
+    assert_eq!(rows.layers.len(), 2);
+    assert_eq!(rows.attention[0].n_tokens, long.n_tokens);
+    assert_eq!(rows.attention[5].n_tokens, short.n_tokens);
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            through_a_sink(SpectralOptions {
+                runs: Preset::ALL.map(dense).to_vec(),
+                ..Default::default()
+            })
+        })
+    };
+    assert_eq!(run(1), run(4));
+}
+
+#[test]
+fn only_what_is_needed_is_planned() {
+    let info = info(3);
+    let wants = |options: SpectralOptions| {
+        let plan = SpectralSink::new(options).plan(&info).unwrap();
+        let heads =
+            |site| plan.wants(HookPoint::layer(site, 1)).map(|request| request.heads.clone());
+        (heads(Site::Pattern), heads(Site::Summary), heads(Site::ResidPost))
+    };
+    let all = Some(Some(vec![0, 1, 2]));
+    let one: Selection = "2".parse().unwrap();
+    let none = SpectralOptions { runs: vec![], ..Default::default() };
+    assert_eq!(wants(none), (None, all.clone(), None));
+    let mean = SpectralOptions { heads: one.clone(), ..Default::default() };
+    assert_eq!(wants(mean), (all.clone(), all.clone(), Some(None)));
+    let single = vec![iterative(Graphs::Heads)];
+    let single = SpectralOptions { heads: one, runs: single, ..Default::default() };
+    assert_eq!(wants(single.clone()), (Some(Some(vec![2])), all, Some(None)));
+    let beyond = SpectralOptions { heads: "3".parse().unwrap(), ..single };
+    assert!(SpectralSink::new(beyond).plan(&info).is_err());
+}
+
+#[test]
+fn selected_heads_have_rows_and_the_mean_is_over_all() {
+    let all = through_a_sink(SpectralOptions::default());
+    let one = through_a_sink(SpectralOptions {
+        heads: "2".parse().unwrap(),
+        ..SpectralOptions::default()
+    });
+    let wanted = |row: &&SpectralRow| row.head.is_none_or(|head| head == 2);
+    let expected: Vec<SpectralRow> = all.spectral.iter().filter(wanted).cloned().collect();
+    assert_eq!(one.spectral, expected);
+    assert!(one.attention.iter().all(|row| row.head == 2));
+    assert_eq!(one.layers, all.layers);
+    // Head 2 alone in the plan: its place in the tensor is not its number.
+    let (long, _) = long_and_short();
+    let mut sink = SpectralSink::new(SpectralOptions {
+        heads: "2".parse().unwrap(),
+        runs: vec![iterative(Graphs::Heads)],
+        ..SpectralOptions::default()
+    });
+    let plan = sink.plan(&info(3)).unwrap();
+    let tensor = |tensor: Tensor| tensor.unsqueeze(0).unwrap();
+    let tensors = [
+        (Site::Pattern, tensor(long.pattern())),
+        (Site::Summary, tensor(long.summary())),
+        (Site::ResidPost, tensor(long.signal())),
+    ];
+    play(&mut sink, &plan, &batch(&[(7, long.n_tokens)]), 0, &tensors).unwrap();
+    let single = sink.take().spectral;
+    assert_eq!(single.len(), 1);
+    assert_eq!(Some(&single[0]), expected.iter().find(|row| row.head == Some(2)));
+}
+
+#[test]
+fn the_shortest_prompts() {
+    for (n, nodes) in [(1usize, 0usize), (2, 1)] {
+        let mut pattern = vec![0f32; n * n];
+        for i in 0..n {
+            pattern[i * n..=i * n + i].fill(1.0 / (i + 1) as f32);
+        }
+        let pattern = Tensor::from_vec(pattern, (1, n, n), &Device::Cpu).unwrap();
+        let signal = Tensor::ones((n, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+        for run in [iterative(Graphs::HeadMean), dense(Preset::Controlled)] {
+            let options = LanczosOptions::default();
+            let rows = spectra(SOURCE, &pattern, &[0], &signal, &[run], &options).unwrap();
+            let row = rows.last().unwrap();
+            assert_eq!((row.n_tokens, row.n_nodes), (n, nodes));
+            assert_eq!(row.fiedler, None);
+            let too_few = NullReason::Undefined(Null::TooFewNodes);
+            assert_eq!(row.null_reason("fiedler"), Some(too_few));
+            assert_eq!(row.lambda_max, (nodes > 0).then_some(0.0));
+            assert_eq!(row.null_reason("rayleigh"), Some(NullReason::Undefined(Null::ZeroSignal)));
+            assert_eq!((row.dirichlet, row.zero_rows), (Some(0.0), nodes));
+        }
+    }
+}
+
+#[test]
+fn bad_numbers_are_named() {
+    let (long, short) = long_and_short();
+    let spoil = |spoiled: Site, at: usize, value: f32| {
+        let mut sink = SpectralSink::new(SpectralOptions::default());
+        let plan = sink.plan(&info(3)).unwrap();
+        let batch = batch(&[(7, long.n_tokens), (8, short.n_tokens)]);
+        let tensors: Vec<(Site, Tensor)> = tensors(&long, &short)
+            .into_iter()
+            .map(|(site, tensor)| {
+                if site != spoiled {
+                    return (site, tensor);
+                }
+                let mut values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                values[at] = value;
+                (site, Tensor::from_vec(values, tensor.dims(), &Device::Cpu).unwrap())
+            })
+            .collect();
+        let error = play(&mut sink, &plan, &batch, 1, &tensors).unwrap_err();
+        let hooks::Error::Sink(error) = error else { panic!("{error}") };
+        *error.downcast::<Error>().unwrap()
+    };
+    let n = long.n_tokens;
+    // Prompt 8, head 2, query 3, key 1.
+    let at = ((3 + 2) * n + 3) * n + 1;
+    for value in [f32::NAN, f32::INFINITY, -0.5] {
+        let error = spoil(Site::Pattern, at, value);
+        let text = error.to_string();
+        assert!(text.contains("blocks.1.attn.hook_pattern"), "{text}");
+        match error {
+            Error::Captured { request: 8, index, .. } => assert_eq!(index, [2, 3, 1]),
+            other => panic!("{other}"),
+        }
+    }
+    match spoil(Site::ResidPost, n * 6 + 4 * 6 + 5, f32::NAN) {
+        Error::Captured { point, request: 8, index, .. } => {
+            assert_eq!(point, HookPoint::layer(Site::ResidPost, 1));
+            assert_eq!(index, [4, 5]);
+        }
+        other => panic!("{other}"),
+    }
+    match spoil(Site::Summary, Statistic::COUNT + 2, f32::NEG_INFINITY) {
+        Error::Captured { point, request: 7, index, .. } => {
+            assert_eq!(point, HookPoint::layer(Site::Summary, 1));
+            assert_eq!(index, [0, 1, 2]);
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let (long, short) = long_and_short();
+    let (pattern, signal, options) = (long.pattern(), short.signal(), LanczosOptions::default());
+    let run = [dense(Preset::Paper)];
+    let error = spectra(SOURCE, &pattern, &[0, 1, 2], &signal, &run, &options);
+    assert!(matches!(error, Err(Error::Shape { .. })));
+    let error = spectra(SOURCE, &pattern, &[0, 1], &long.signal(), &run, &options);
+    assert!(matches!(error, Err(Error::Shape { .. })));
+    let wrong = Tensor::zeros((3, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert!(matches!(attention_statistics(SOURCE, &wrong, 5), Err(Error::Shape { .. })));
+
+    let mut sink = SpectralSink::new(SpectralOptions::default());
+    let plan = sink.plan(&info(3)).unwrap();
+    let mut rows = batch(&[(7, 4)]).rows().to_vec();
+    rows[0].offset = 4;
+    let later = hooks::Batch::new(rows).unwrap();
+    assert!(sink.begin(&later).unwrap_err().to_string().contains("position 4"));
+    let tensors = [(Site::Pattern, long.pattern().unsqueeze(0).unwrap())];
+    let error = play(&mut sink, &plan, &batch(&[(7, long.n_tokens)]), 0, &tensors).unwrap_err();
+    assert!(error.to_string().contains("planned and not recorded"), "{error}");
+}
+
+#[test]
+fn an_unfinished_iteration_keeps_what_it_found() {
+    let (long, _) = long_and_short();
+    let options = LanczosOptions { max_steps: 3, ..LanczosOptions::default() };
+    let run = [iterative(Graphs::HeadMean)];
+    let rows =
+        spectra(SOURCE, &long.pattern(), &[0, 1, 2], &long.signal(), &run, &options).unwrap();
+    assert!(!rows[0].converged);
+    assert!(rows[0].fiedler_residual.unwrap() > 1e-8);
+}

@@ -1,0 +1,230 @@
+//! The command line's words.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use engine::{Positions, Selection};
+
+/// Opens up transformers while they run: captures attention and router
+/// activations at named hook points and measures them.
+#[derive(Parser)]
+#[command(name = "eigenlens", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "\
+Examples:
+  eigenlens demo
+  eigenlens spectral --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts texts.jsonl --out runs/first
+  eigenlens capture --model ./my-model --prompt 'Two plus two is' --hook 'blocks.*.attn.hook_pattern' --out runs/raw
+  eigenlens show runs/first spectral
+
+Exit codes: 0 done, 2 bad usage or input, 3 model or file not to be had, 4 device or memory, 1 anything else.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub shared: Shared,
+}
+
+/// Options of every command.
+#[derive(Args)]
+pub struct Shared {
+    /// Print one JSON document to standard output instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show no progress.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Bound every thread pool [default: all cores].
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the built-in tiny Mixtral on built-in derivations: capture, spectra, routing.
+    #[command(after_help = "Examples:\n  eigenlens demo\n  eigenlens demo --out runs/again --json")]
+    Demo(DemoArgs),
+    /// Write activations at chosen hook points to a run folder.
+    #[command(after_help = "\
+Examples:
+  eigenlens capture --model ./my-model --prompts texts.jsonl --hook logits --positions last --out runs/last
+  eigenlens capture --model ./my-model --token-ids ids.json --hook 'blocks.*.attn.hook_pattern' --heads 0-3 --out runs/raw
+
+`*` stands for any run of characters between two dots. `eigenlens models MODEL` lists a model's hook points.")]
+    Capture(CaptureArgs),
+    /// Measure attention graphs: Laplacian spectra and per-head statistics.
+    #[command(after_help = "\
+Examples:
+  eigenlens spectral --model tiny-mixtral --prompt '3 + 4 = 7' --out runs/one
+  eigenlens spectral --model model.gguf --prompts texts.jsonl --preset controlled,paper --out runs/both
+
+Presets:
+  controlled  symmetric-normalized Laplacian; first token dropped; signal centred and scaled to unit rows
+  paper       combinatorial Laplacian; every token; raw residual stream; dense spectra")]
+    Spectral(SpectralArgs),
+    /// Measure how a mixture-of-experts model routes its tokens.
+    #[command(
+        after_help = "Example:\n  eigenlens routing --model tiny-mixtral --prompts texts.jsonl --out runs/routing"
+    )]
+    Routing(RoutingArgs),
+    /// List a run folder, or print one of its tables or tensors.
+    #[command(after_help = "\
+Examples:
+  eigenlens show runs/first
+  eigenlens show runs/first spectral --prompt 3 --rows 20
+  eigenlens show runs/raw 0/blocks.2.attn.hook_pattern")]
+    Show(ShowArgs),
+    /// List the known families, or explain a model: sizes and hook points.
+    #[command(
+        after_help = "Examples:\n  eigenlens models\n  eigenlens models SmolLM2-135M-Instruct.Q4_1.gguf"
+    )]
+    Models(ModelsArgs),
+    /// Tell what this machine and this build can do.
+    Doctor,
+}
+
+#[derive(Args)]
+pub struct DemoArgs {
+    /// The run folder.
+    #[arg(long, value_name = "RUN", default_value = "runs/demo")]
+    pub out: PathBuf,
+}
+
+/// Which model, and how it is run.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// A model folder, a .gguf file, or a built-in name (tiny-mixtral).
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
+    /// Weights: as the file has them (quantized ones stay quantized), or all in f32.
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Device {
+    /// The CPU.
+    Cpu,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Dtype {
+    /// f32, but quantized weights stay quantized.
+    Auto,
+    /// f32; quantized weights are dequantized, for exact work.
+    F32,
+}
+
+/// What the model is run on.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub struct PromptArgs {
+    /// A prompt; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id`), or `-` for standard input.
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Token ids from a JSON file: a list, or a list of lists. Needs no tokenizer.
+    #[arg(long, value_name = "FILE")]
+    pub token_ids: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    /// Put no beginning-of-sequence token before a text, whatever the tokenizer says.
+    #[arg(long)]
+    pub no_bos: bool,
+    /// Cut longer prompts to their first N tokens.
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// The run folder; one that holds a part of the same run is gone on with.
+    #[arg(long, value_name = "RUN")]
+    pub out: PathBuf,
+    /// Layers, such as 0,5-9.
+    #[arg(long, default_value = "all")]
+    pub layers: Selection,
+}
+
+#[derive(Args)]
+pub struct CaptureArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// A hook point; may be given several times, and hold `*`.
+    #[arg(long = "hook", value_name = "NAME", required = true)]
+    pub hooks: Vec<String>,
+    /// Heads, such as 0,5-9.
+    #[arg(long, default_value = "all")]
+    pub heads: Selection,
+    /// Positions, such as last,0-16.
+    #[arg(long, default_value = "all")]
+    pub positions: Positions,
+    /// Stored type of floating-point tensors.
+    #[arg(long, value_enum, default_value_t = Stored::F32)]
+    pub store: Stored,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Stored {
+    /// Single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+#[derive(Args)]
+pub struct SpectralArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Heads, such as 0,5-9; the mean always runs over all heads.
+    #[arg(long, default_value = "all")]
+    pub heads: Selection,
+    /// One or several presets.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "controlled")]
+    pub preset: Vec<Preset>,
+    /// Dense spectra: HFER and entropies for every graph, not under `paper` alone.
+    #[arg(long)]
+    pub exact: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    /// Length-controlled.
+    Controlled,
+    /// As in the paper.
+    Paper,
+}
+
+#[derive(Args)]
+pub struct RoutingArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Args)]
+pub struct ShowArgs {
+    /// The run folder.
+    pub run: PathBuf,
+    /// A table, or a tensor such as 0/blocks.2.attn.hook_pattern.
+    pub item: Option<String>,
+    /// Rows of one prompt only.
+    #[arg(long, value_name = "ID")]
+    pub prompt: Option<String>,
+    /// Most rows to print.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub rows: usize,
+}
+
+#[derive(Args)]
+pub struct ModelsArgs {
+    /// A model folder, a .gguf file, or a built-in name.
+    pub model: Option<String>,
+}

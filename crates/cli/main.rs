@@ -1,0 +1,181 @@
+//! The command line: words in, one call of the engine, text or JSON out.
+
+#![allow(missing_docs, reason = "a program has no public items")]
+
+mod args;
+mod print;
+mod progress;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use engine::{
+    CaptureOptions, Fault, Item, Job, ModelChoice, PromptSource, Special, SpectralOptions,
+    StoredType, Tokenization, WeightDtype,
+};
+use serde::Serialize;
+
+use args::{Cli, Command, RunArgs, Shared};
+use print::Print;
+use progress::Meter;
+
+/// The number of the signal that a process gets when a file outgrows its limit.
+const SIGXFSZ: i32 = 25;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(2),
+            };
+        }
+    };
+    // Taken as a flag, the signal no longer kills: the write fails and says why.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+    match carry_out(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {}", message(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// An error with its causes, each once: some messages tell their cause already.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
+}
+
+/// Whoever read the output has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<engine::Error>().map(engine::Error::fault) {
+        Some(Fault::Request) => 2,
+        Some(Fault::Model) => 3,
+        Some(Fault::Device) => 4,
+        Some(Fault::Internal) | None => 1,
+    }
+}
+
+fn carry_out(cli: &Cli) -> anyhow::Result<()> {
+    if let Some(threads) = cli.shared.threads {
+        engine::set_threads(threads.get())?;
+    }
+    let shared = &cli.shared;
+    match &cli.command {
+        Command::Demo(demo) => {
+            let command = std::env::args().collect();
+            emit(shared, &engine::demo(&demo.out, command, &mut Meter::new(shared.quiet))?)
+        }
+        Command::Capture(capture) => {
+            let options = CaptureOptions {
+                hooks: capture.hooks.clone(),
+                layers: capture.run.layers.clone(),
+                heads: capture.heads.clone(),
+                positions: capture.positions.clone(),
+                stored: match capture.store {
+                    args::Stored::F32 => StoredType::F32,
+                    args::Stored::F16 => StoredType::F16,
+                    args::Stored::Bf16 => StoredType::BF16,
+                },
+            };
+            run(shared, Job { capture: Some(options), ..job(&capture.run) })
+        }
+        Command::Spectral(spectral) => {
+            let options = SpectralOptions {
+                presets: spectral
+                    .preset
+                    .iter()
+                    .map(|preset| match preset {
+                        args::Preset::Controlled => engine::Preset::Controlled,
+                        args::Preset::Paper => engine::Preset::Paper,
+                    })
+                    .collect(),
+                exact: spectral.exact,
+                layers: spectral.run.layers.clone(),
+                heads: spectral.heads.clone(),
+            };
+            run(shared, Job { spectral: Some(options), ..job(&spectral.run) })
+        }
+        Command::Routing(routing) => {
+            run(shared, Job { routing: Some(routing.run.layers.clone()), ..job(&routing.run) })
+        }
+        Command::Show(show) => {
+            let item =
+                Item { name: show.item.clone(), prompt: show.prompt.clone(), limit: show.rows };
+            emit(shared, &engine::show(&show.run, &item)?)
+        }
+        Command::Models(models) => match &models.model {
+            None => emit(shared, &engine::families()),
+            Some(model) => emit(shared, &engine::explain(model)?),
+        },
+        Command::Doctor => emit(shared, &engine::doctor()),
+    }
+}
+
+fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
+    let outcome = engine::run(&job, &mut Meter::new(shared.quiet))?;
+    emit(shared, &engine::Report::of(outcome)?)
+}
+
+/// A job that measures nothing yet.
+fn job(args: &RunArgs) -> Job {
+    let prompts = &args.prompts;
+    let source = match (&prompts.prompts, &prompts.token_ids) {
+        (Some(file), _) if file.as_os_str() == "-" => PromptSource::Stdin,
+        (Some(file), _) => PromptSource::File(file.clone()),
+        (None, Some(file)) => PromptSource::TokenIds(file.clone()),
+        (None, None) => PromptSource::Texts(prompts.prompt.clone()),
+    };
+    Job {
+        model: ModelChoice {
+            model: args.model.model.clone(),
+            device: match args.model.device {
+                args::Device::Cpu => engine::Device::Cpu,
+            },
+            dtype: match args.model.dtype {
+                args::Dtype::Auto => WeightDtype::AsStored,
+                args::Dtype::F32 => WeightDtype::F32,
+            },
+        },
+        prompts: source,
+        tokenization: Tokenization {
+            special: if args.no_bos { Special::Omit } else { Special::Add },
+            max_tokens: args.max_tokens,
+        },
+        capture: None,
+        spectral: None,
+        routing: None,
+        out: args.out.clone(),
+        command: std::env::args().collect(),
+    }
+}
+
+/// Prints a result as text or as JSON.
+fn emit<T: Serialize + Print>(shared: &Shared, result: &T) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if shared.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(result)?)?;
+    } else {
+        result.print(&mut out)?;
+    }
+    Ok(out.flush()?)
+}

@@ -1,0 +1,383 @@
+//! Results as text: tables that fit a terminal, and a line on what to do next.
+
+use std::io::{Result, Write};
+
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+use engine::{
+    Contents, Demo, Doctor, Explained, Families, Outcome, Report, RoutingSummary, Rows, Shown,
+    SpectralSummary, TensorValues, human,
+};
+use serde_json::Value;
+
+/// A result that can be shown to a person.
+pub trait Print {
+    fn print(&self, out: &mut dyn Write) -> Result<()>;
+}
+
+/// A rule under the head, and nothing else.
+const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::new('─', '─', '─', '─'));
+/// Width of tables in characters where there is no terminal to ask.
+const WIDTH: u16 = 100;
+/// Characters of a cell.
+const CELL: usize = 40;
+
+/// A table with text columns on the left and numbers on the right.
+fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
+    if !table.is_tty() {
+        table.set_width(WIDTH);
+    }
+    let mut numeric = vec![true; head.len()];
+    for row in rows {
+        for (numeric, cell) in numeric.iter_mut().zip(&row) {
+            let number = cell.trim_end_matches('%').parse::<f64>().is_ok();
+            *numeric &= number || cell == "–" || cell.is_empty();
+        }
+        table.add_row(row);
+    }
+    for (column, numeric) in table.column_iter_mut().zip(numeric) {
+        if numeric {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Four significant digits, or a dash where there is no value.
+fn number(value: Option<f64>) -> String {
+    match value {
+        None => "–".to_owned(),
+        Some(0.) => "0".to_owned(),
+        Some(v) if v.abs() >= 1e5 || v.abs() < 1e-3 => format!("{v:.2e}"),
+        Some(v) => {
+            let digits = 3 - (v.abs().log10().floor() as i32).clamp(-3, 3);
+            format!("{v:.*}", digits.max(0) as usize)
+        }
+    }
+}
+
+/// `1 prompt`, `2 prompts`.
+fn count(n: u64, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{plural}")
+}
+
+fn shorten(text: &str) -> String {
+    let one_line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match one_line.char_indices().nth(CELL) {
+        None => one_line,
+        Some((end, _)) => format!("{}…", &one_line[..end]),
+    }
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "–".to_owned(),
+        Value::String(text) => shorten(text),
+        Value::Number(n) if n.is_f64() => number(n.as_f64()),
+        Value::Array(values) => {
+            let some: Vec<_> = values.iter().take(3).map(cell).collect();
+            let rest = if values.len() > 3 { ", …" } else { "" };
+            format!("[{}{rest}]", some.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+impl Print for Outcome {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        let rows: Vec<_> =
+            self.tables.iter().map(|(name, rows)| format!("{name} {rows}")).collect();
+        writeln!(out, "{} ({})", self.model, self.family)?;
+        write!(out, "{}, {}", count(self.prompts, "prompt"), count(self.tokens, "token"))?;
+        if self.resumed_prompts > 0 {
+            write!(out, "; {} finished before", count(self.resumed_prompts, "prompt"))?;
+        }
+        if self.cut_prompts > 0 {
+            write!(out, "; {} cut", count(self.cut_prompts, "prompt"))?;
+        }
+        writeln!(out)?;
+        if self.tokens_run > 0 {
+            let rate = self.tokens_run as f64 / self.seconds;
+            writeln!(out, "{:.2} s, {rate:.0} tokens/s", self.seconds)?;
+        }
+        writeln!(out, "rows: {}", rows.join(", "))?;
+        if self.tensors > 0 {
+            writeln!(out, "tensors: {}", self.tensors)?;
+        }
+        let (run, size) = (self.run.display(), human::bytes(self.bytes));
+        writeln!(out, "{run}: {size}; see `eigenlens show {run}`")
+    }
+}
+
+impl Print for Report {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        spectral(&self.spectral, out)?;
+        routing(&self.routing, out)?;
+        self.outcome.print(out)
+    }
+}
+
+fn spectral(layers: &[SpectralSummary], out: &mut dyn Write) -> Result<()> {
+    for group in layers.chunk_by(|a, b| a.preset == b.preset) {
+        let Some(first) = group.first() else {
+            continue;
+        };
+        writeln!(
+            out,
+            "Attention graphs, mean over heads; preset {}, {} Laplacian; means over {} prompts",
+            first.preset, first.laplacian, first.prompts
+        )?;
+        let metrics: Vec<&str> = first
+            .means
+            .iter()
+            .filter(|(metric, _)| group.iter().any(|layer| layer.means[*metric].is_some()))
+            .map(|(metric, _)| *metric)
+            .collect();
+        let titles: Vec<String> = metrics.iter().map(|metric| metric.replace('_', " ")).collect();
+        let head: Vec<&str> =
+            std::iter::once("layer").chain(titles.iter().map(String::as_str)).collect();
+        let rows = group.iter().map(|layer| {
+            let values = metrics.iter().map(|metric| number(layer.means[metric]));
+            std::iter::once(layer.layer.to_string()).chain(values).collect()
+        });
+        writeln!(out, "{}\n", table(&head, rows))?;
+    }
+    Ok(())
+}
+
+fn routing(layers: &[RoutingSummary], out: &mut dyn Write) -> Result<()> {
+    let Some(first) = layers.first() else {
+        return Ok(());
+    };
+    writeln!(out, "Routing of {} tokens", first.n_tokens)?;
+    let columns = [
+        ("load_entropy", "load entropy / ln N"),
+        ("effective_experts", "effective experts"),
+        ("max_violation", "max violation"),
+        ("dead_fraction", "dead"),
+        ("token_entropy", "token entropy"),
+        ("margin", "margin"),
+        ("switch_loss", "switch loss"),
+    ];
+    let head: Vec<&str> =
+        std::iter::once("layer").chain(columns.iter().map(|(_, title)| *title)).collect();
+    let rows = layers.iter().map(|layer| {
+        let measure = |name: &str| number(layer.measures.get(name).copied().flatten());
+        let values = columns.iter().map(|(name, _)| measure(name));
+        std::iter::once(layer.layer.to_string()).chain(values).collect()
+    });
+    writeln!(out, "{}", table(&head, rows))?;
+    if first.load.len() <= 16 {
+        writeln!(out, "Load of each expert, in per cent of slots")?;
+        let names: Vec<String> = (0..first.load.len()).map(|expert| expert.to_string()).collect();
+        let head: Vec<&str> =
+            std::iter::once("layer").chain(names.iter().map(String::as_str)).collect();
+        let rows = layers.iter().map(|layer| {
+            let loads = layer.load.iter().map(|load| format!("{:.1}", 100. * load));
+            std::iter::once(layer.layer.to_string()).chain(loads).collect()
+        });
+        writeln!(out, "{}", table(&head, rows))?;
+    }
+    writeln!(out)
+}
+
+impl Print for Demo {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        spectral(&self.report.spectral, out)?;
+        routing(&self.report.routing, out)?;
+        writeln!(
+            out,
+            "Valid against invalid derivations, {} pairs of equal length; mean over heads",
+            self.pairs
+        )?;
+        let rows = self.contrasts.iter().map(|c| {
+            vec![
+                c.layer.to_string(),
+                c.preset.to_owned(),
+                c.metric.to_owned(),
+                number(Some(c.valid_mean)),
+                number(Some(c.invalid_mean)),
+                number(c.cohens_d),
+                number(Some(c.auroc)),
+                format!("{} – {}", number(Some(c.auroc_low)), number(Some(c.auroc_high))),
+            ]
+        });
+        let head = [
+            "layer",
+            "preset",
+            "metric",
+            "valid",
+            "invalid",
+            "Cohen's d",
+            "AUROC",
+            "95 % of label swaps",
+        ];
+        writeln!(out, "{}", table(&head, rows))?;
+        writeln!(out, "AUROC of the number of tokens alone: {}", number(Some(self.length_auroc)))?;
+        writeln!(out, "{}\n", self.verdict)?;
+        self.report.outcome.print(out)
+    }
+}
+
+impl Print for Shown {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        match self {
+            Shown::Contents(contents) => contents.print(out),
+            Shown::Rows(rows) => rows.print(out),
+            Shown::Tensor(tensor) => tensor.print(out),
+        }
+    }
+}
+
+impl Print for Contents {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        let state = if self.complete { "finished" } else { "not finished" };
+        writeln!(
+            out,
+            "{} of {} prompts, {state}; written by version {}",
+            self.finished_prompts, self.prompts, self.engine_version
+        )?;
+        writeln!(out, "command: {}", self.command.join(" "))?;
+        let rows = self.tables.iter().map(|t| {
+            let columns: Vec<_> = t.info.columns.iter().map(|c| c.name.as_str()).collect();
+            vec![t.info.name.clone(), t.rows.to_string(), columns.join(", ")]
+        });
+        writeln!(out, "{}", table(&["table", "rows", "columns after prompt"], rows))?;
+        if self.n_tensors > 0 {
+            writeln!(out, "{} tensors:", self.n_tensors)?;
+            for key in &self.tensors {
+                writeln!(out, "  {key}")?;
+            }
+            if self.n_tensors > self.tensors.len() {
+                writeln!(out, "  … and {} more", self.n_tensors - self.tensors.len())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Print for Rows {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        // A wide table is printed in bands that each repeat what names a row.
+        let keys = ["prompt", "preset", "layer", "head", "expert", "position"];
+        let is_key = |c: &&usize| keys.contains(&self.columns[**c].as_str());
+        let all: Vec<usize> = (0..self.columns.len()).collect();
+        let (keys, values): (Vec<usize>, Vec<usize>) = all.iter().partition(is_key);
+        let width = |c: usize| {
+            let cells = self.rows.iter().map(|row| cell(&row[c]).chars().count());
+            3 + cells.max().unwrap_or(0).max(self.columns[c].chars().count())
+        };
+        let keys_width: usize = keys.iter().copied().map(width).sum();
+        let mut bands: Vec<Vec<usize>> = vec![vec![]];
+        let mut used = keys_width;
+        for column in values {
+            let more = width(column);
+            if used + more > usize::from(WIDTH) && bands.last().is_some_and(|b| !b.is_empty()) {
+                bands.push(vec![]);
+                used = keys_width;
+            }
+            used += more;
+            bands.last_mut().into_iter().for_each(|band| band.push(column));
+        }
+        for band in bands {
+            let columns: Vec<usize> = keys.iter().copied().chain(band).collect();
+            let head: Vec<&str> = columns.iter().map(|c| self.columns[*c].as_str()).collect();
+            let row = |row: &Vec<Value>| columns.iter().map(|c| cell(&row[*c])).collect();
+            writeln!(out, "{}", table(&head, self.rows.iter().map(row)))?;
+        }
+        writeln!(out, "{} of {} rows; more with --rows N", self.rows.len(), self.matching)
+    }
+}
+
+impl Print for TensorValues {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        writeln!(out, "{}  {} {:?}", self.key, self.dtype, self.shape)?;
+        let (min, max, mean) = (number(self.min), number(self.max), number(self.mean));
+        writeln!(out, "min {min}, max {max}, mean {mean}; {} not finite", self.n_not_finite)?;
+        let values: Vec<String> = self.values.iter().map(|v| number(Some(*v))).collect();
+        for line in values.chunks(8) {
+            writeln!(out, "  {}", line.join("  "))?;
+        }
+        let count: usize = self.shape.iter().product();
+        if count > self.values.len() {
+            writeln!(out, "  … and {} more values", count - self.values.len())?;
+        }
+        Ok(())
+    }
+}
+
+impl Print for Families {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        writeln!(out, "families (model_type): {}", self.families.join(", "))?;
+        writeln!(out, "built-in models: {}", self.built_in.join(", "))?;
+        writeln!(
+            out,
+            "`eigenlens models MODEL` explains a folder, a .gguf file or a built-in model"
+        )
+    }
+}
+
+impl Print for Explained {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        let mut rows = vec![
+            ("family", self.family.clone()),
+            ("layers", self.n_layers.to_string()),
+            ("d_model", self.d_model.to_string()),
+            ("query / key-value heads", format!("{} / {}", self.n_heads, self.n_kv_heads)),
+            ("d_head", self.d_head.to_string()),
+            ("vocabulary", self.d_vocab.to_string()),
+            ("context", format!("{} tokens", self.n_ctx)),
+        ];
+        rows.extend(self.window.map(|window| ("sliding window", format!("{window} tokens"))));
+        rows.extend(self.d_mlp.map(|d_mlp| ("d_mlp", d_mlp.to_string())));
+        if let (Some(n_experts), Some(k)) = (self.n_experts, self.k) {
+            rows.push(("experts", format!("{n_experts}, {k} per token")));
+        }
+        let stored: Vec<_> =
+            self.stored_as.iter().map(|(kind, tensors)| format!("{kind} × {tensors}")).collect();
+        rows.push(("parameters", format!("{:.1} million", self.n_parameters as f64 / 1e6)));
+        rows.push((
+            "weights",
+            format!("{} ({})", human::bytes(self.file_bytes), stored.join(", ")),
+        ));
+        rows.push(("weights in f32", human::bytes(self.f32_bytes)));
+        let tokenizer = self.tokenizer.map(|n| format!("{n} entries"));
+        rows.push(("tokenizer", tokenizer.unwrap_or_else(|| "none".to_owned())));
+        writeln!(out, "{}", self.model)?;
+        for (name, value) in rows {
+            writeln!(out, "  {name:<24}{value}")?;
+        }
+        let points = self
+            .hook_points
+            .iter()
+            .map(|point| vec![point.name.to_owned(), point.axes.clone(), point.layers.to_string()]);
+        writeln!(out, "{}", table(&["hook point", "shape", "layers"], points))
+    }
+}
+
+impl Print for Doctor {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        let unknown = || "unknown".to_owned();
+        let memory = self.memory.map_or_else(unknown, |(total, available)| {
+            format!("{}, {} available", human::bytes(total), human::bytes(available))
+        });
+        let simd = if self.simd.is_empty() { "baseline".to_owned() } else { self.simd.join(", ") };
+        let rows = [
+            ("version", self.version.to_owned()),
+            ("platform", self.platform.clone()),
+            ("threads", self.threads.to_string()),
+            ("cores", self.cores.map_or_else(unknown, |cores| cores.to_string())),
+            ("vector instructions", simd),
+            ("memory", memory),
+            ("devices", self.devices.join(", ")),
+            ("families", self.families.join(", ")),
+            ("built-in model", if self.built_in_model { "readable" } else { "damaged" }.to_owned()),
+        ];
+        for (name, value) in rows {
+            writeln!(out, "{name:<24}{value}")?;
+        }
+        Ok(())
+    }
+}

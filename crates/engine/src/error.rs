@@ -1,0 +1,295 @@
+//! What can end a command, and whose fault it is.
+
+use std::path::PathBuf;
+
+pub use runner::Fault;
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a command could not be carried out, or not to its end.
+///
+/// Whatever the error, prompts that were finished before it are kept: the same
+/// command on the same run folder goes on after them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened or read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// A file of prompts of an unknown kind.
+    #[error("{} is not a kind of prompt file that is read; expected .txt, .jsonl or .parquet", path.display())]
+    PromptFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file of prompts too large to be read.
+    #[error("{} has {bytes} bytes, more than the {limit} that are read; split it", path.display())]
+    PromptFileSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        bytes: u64,
+        /// The largest size in bytes.
+        limit: u64,
+    },
+    /// Prompts that are not UTF-8.
+    #[error("{} is not UTF-8: byte {offset} begins no character; convert it first", path.display())]
+    Utf8 {
+        /// The file.
+        path: PathBuf,
+        /// Offset of the first wrong byte.
+        offset: usize,
+    },
+    /// A line that is not a prompt.
+    #[error(
+        "{}, line {line}: {source}; expected an object such as {{\"text\": \"…\", \"id\": \"…\"}}, the id optional",
+        path.display()
+    )]
+    PromptLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A file of token ids that is not one.
+    #[error(
+        "{}: {source}; expected a JSON list of token ids, or a list of such lists",
+        path.display()
+    )]
+    TokenIds {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A Parquet file that cannot be read.
+    #[error("{} cannot be read as Parquet: {source}", path.display())]
+    PromptParquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: parquet::errors::ParquetError,
+    },
+    /// A Parquet file without prompts.
+    #[error(
+        "{} needs a column `text` of strings without nulls, and may have a column `id` of strings or integers; it has {}",
+        path.display(),
+        found.join(", ")
+    )]
+    PromptColumn {
+        /// The file.
+        path: PathBuf,
+        /// Its columns.
+        found: Vec<String>,
+    },
+    /// No prompt at all.
+    #[error("there are no prompts; give at least one")]
+    NoPrompts,
+    /// More prompts than a run takes.
+    #[error("there are more than {limit} prompts; split them over several runs")]
+    TooManyPrompts {
+        /// The largest number.
+        limit: usize,
+    },
+    /// A prompt without content.
+    #[error("prompt `{id}` is empty; remove it or give it a text")]
+    EmptyPrompt {
+        /// Its id.
+        id: String,
+    },
+    /// An id that stands twice.
+    #[error("two prompts have the id `{id}`; ids must differ")]
+    DuplicatePrompt {
+        /// The id.
+        id: String,
+    },
+    /// A prompt's text is too large.
+    #[error("prompt `{id}` has {bytes} bytes of text, more than the {limit} that are taken")]
+    PromptBytes {
+        /// Its id.
+        id: String,
+        /// Its size in bytes.
+        bytes: usize,
+        /// The largest size in bytes.
+        limit: usize,
+    },
+    /// A prompt longer than the model's context.
+    #[error(
+        "prompt `{id}` has {tokens} tokens, the model's context is {n_ctx}; shorten it, or cut prompts with --max-tokens {n_ctx}"
+    )]
+    PromptTokens {
+        /// Its id.
+        id: String,
+        /// Its tokens.
+        tokens: usize,
+        /// The model's context, in tokens.
+        n_ctx: usize,
+    },
+    /// A token that the model does not have.
+    #[error(
+        "prompt `{id}`, position {position}: token id {token} is not below the vocabulary size {d_vocab}"
+    )]
+    TokenId {
+        /// The prompt.
+        id: String,
+        /// Position in the prompt.
+        position: usize,
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        d_vocab: usize,
+    },
+    /// A limit of zero tokens.
+    #[error("--max-tokens must be at least 1")]
+    MaxTokens,
+    /// Text, but no tokenizer.
+    #[error(
+        "the model has no tokenizer; add its tokenizer.json, or give token ids with --token-ids"
+    )]
+    NoTokenizer,
+    /// A captured value is NaN or infinite.
+    #[error(
+        "prompt `{prompt}`: `{point}` holds {value}; the model's arithmetic overflowed or its weights are damaged"
+    )]
+    NotFinite {
+        /// The prompt.
+        prompt: String,
+        /// The hook point.
+        point: hooks::HookPoint,
+        /// The value.
+        value: f32,
+    },
+    /// A run folder lacks what was asked of it.
+    #[error("{} has no {what} `{name}`; it has {}", run.display(), known.join(", "))]
+    NotInRun {
+        /// The run folder.
+        run: PathBuf,
+        /// "table", "tensor" or "prompt".
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// Some of what there is.
+        known: Vec<String>,
+    },
+    /// A table of a run folder was written by another program.
+    #[error("{}: table `{table}` has no column `{column}` of the expected type", run.display())]
+    TableColumn {
+        /// The run folder.
+        run: PathBuf,
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+    },
+    /// The number of threads could not be set.
+    #[error("cannot use {threads} threads: {reason}")]
+    Threads {
+        /// The number asked for.
+        threads: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// The prompts that come with the program cannot be read.
+    #[error("the built-in derivations cannot be read: {0}")]
+    BuiltInPrompts(serde_json::Error),
+    /// Naming, planning or handing over activations failed.
+    #[error(transparent)]
+    Hooks(#[from] hooks::Error),
+    /// The model could not be found, read or run.
+    #[error(transparent)]
+    Runner(runner::Error),
+    /// An analysis failed.
+    #[error(transparent)]
+    Analysis(#[from] analysis::Error),
+    /// The run folder could not be read or written.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl From<runner::Error> for Error {
+    /// A sink's error travels through the forward pass in a box; here it comes
+    /// out again as what it was.
+    fn from(error: runner::Error) -> Self {
+        match error {
+            runner::Error::Hooks(hooks::Error::Sink(inner)) => match inner.downcast::<Error>() {
+                Ok(own) => *own,
+                Err(inner) => match inner.downcast::<analysis::Error>() {
+                    Ok(analysis) => Self::Analysis(*analysis),
+                    Err(inner) => match inner.downcast::<store::Error>() {
+                        Ok(store) => Self::Store(*store),
+                        Err(inner) => Self::Runner(hooks::Error::Sink(inner).into()),
+                    },
+                },
+            },
+            runner::Error::Hooks(error) => Self::Hooks(error),
+            error => Self::Runner(error),
+        }
+    }
+}
+
+impl Error {
+    /// Whose fault it is; the program's exit code follows from it.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Runner(error) => error.fault(),
+            Self::NotFinite { .. } | Self::NoTokenizer => Fault::Model,
+            Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_))
+            | Self::Tensor(_)
+            | Self::BuiltInPrompts(_) => Fault::Internal,
+            Self::Analysis(error) => analysis_fault(error),
+            Self::Store(error) => store_fault(error),
+            _ => Fault::Request,
+        }
+    }
+}
+
+fn analysis_fault(error: &analysis::Error) -> Fault {
+    use analysis::Error as E;
+    match error {
+        E::NoMixture { .. } => Fault::Request,
+        E::Captured { .. } => Fault::Model,
+        _ => Fault::Internal,
+    }
+}
+
+fn store_fault(error: &store::Error) -> Fault {
+    use store::Error as E;
+    match error {
+        // Another folder, another name or another format would do.
+        E::Locked { .. }
+        | E::NotARun { .. }
+        | E::Link { .. }
+        | E::SchemaVersion { .. }
+        | E::DifferentJob { .. }
+        | E::Name { .. }
+        | E::Range { .. }
+        | E::Overflow { .. }
+        | E::TooManyRows { .. }
+        | E::UnknownTable { .. }
+        | E::UnknownTensor { .. } => Fault::Request,
+        // A file could not be had, or is damaged.
+        E::Io { .. }
+        | E::Manifest { .. }
+        | E::Missing { .. }
+        | E::Length { .. }
+        | E::Checksum { .. }
+        | E::Record { .. }
+        | E::Oversized { .. }
+        | E::Header { .. }
+        | E::Message { .. }
+        | E::Parquet { .. }
+        | E::Halted { .. } => Fault::Model,
+        _ => Fault::Internal,
+    }
+}

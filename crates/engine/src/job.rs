@@ -1,0 +1,99 @@
+//! What a run is asked to do, and what a run folder remembers of it.
+
+use std::path::PathBuf;
+
+use candle_core::Device;
+use hooks::Selection;
+use runner::{Fingerprint, LoadOptions, WeightDtype};
+use serde_json::{Value, json};
+
+use crate::prompts::PromptSource;
+use crate::recorders::Recorder;
+use crate::recorders::capture::{Capture, CaptureOptions, WriterSlot};
+use crate::recorders::routing::Routing;
+use crate::recorders::spectral::{Spectral, SpectralOptions};
+use crate::tokens::Tokenization;
+
+/// Which model is run, and how.
+#[derive(Clone, Debug)]
+pub struct ModelChoice {
+    /// A folder, a GGUF file or a built-in name.
+    pub model: String,
+    /// Where it runs.
+    pub device: Device,
+    /// How its weights are held.
+    pub dtype: WeightDtype,
+}
+
+impl ModelChoice {
+    pub(crate) fn load_options(&self) -> LoadOptions {
+        LoadOptions { device: self.device.clone(), dtype: self.dtype }
+    }
+}
+
+/// Prompts, a model, and what is measured: a run folder comes of it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The model.
+    pub model: ModelChoice,
+    /// The prompts.
+    pub prompts: PromptSource,
+    /// How text becomes tokens.
+    pub tokenization: Tokenization,
+    /// Activations to write.
+    pub capture: Option<CaptureOptions>,
+    /// Attention graphs to measure.
+    pub spectral: Option<SpectralOptions>,
+    /// Layers whose routing is measured.
+    pub routing: Option<Selection>,
+    /// The run folder.
+    pub out: PathBuf,
+    /// The command line, for the run folder's readers.
+    pub command: Vec<String>,
+}
+
+impl Job {
+    /// The recorders of what is measured. Each kind has its line here.
+    pub(crate) fn recorders(&self, writer: &WriterSlot) -> Vec<Box<dyn Recorder>> {
+        let mut recorders: Vec<Box<dyn Recorder>> = Vec::new();
+        if let Some(options) = &self.capture {
+            recorders.push(Box::new(Capture::new(options.clone(), writer.clone())));
+        }
+        if let Some(options) = &self.spectral {
+            recorders.push(Box::new(Spectral::new(options)));
+        }
+        if let Some(layers) = &self.routing {
+            recorders.push(Box::new(Routing::new(layers.clone())));
+        }
+        recorders
+    }
+
+    /// Everything that the results depend on, and the model's name for the reader.
+    pub(crate) fn describe(&self, fingerprint: &Fingerprint, inputs: &str) -> Value {
+        let capture = self.capture.as_ref().map(|options| {
+            json!({
+                "hooks": options.hooks,
+                "layers": options.layers.to_string(),
+                "heads": options.heads.to_string(),
+                "positions": options.positions.to_string(),
+                "stored": options.stored,
+            })
+        });
+        json!({
+            "model": {
+                "config_sha256": fingerprint.config,
+                "tokenizer_sha256": fingerprint.tokenizer,
+                "weights_sampled_sha256": fingerprint.weights,
+            },
+            "device": format!("{:?}", self.model.device.location()).to_lowercase(),
+            "dtype": match self.model.dtype {
+                WeightDtype::AsStored => "as_stored",
+                WeightDtype::F32 => "f32",
+            },
+            "inputs_sha256": inputs,
+            "capture": capture,
+            "spectral": self.spectral.as_ref().map(SpectralOptions::describe),
+            "routing": self.routing.as_ref().map(|layers| json!({ "layers": layers.to_string() })),
+        })
+    }
+}

@@ -1,0 +1,41 @@
+//! One function per command: a model, prompts and analyses in, a run folder out.
+//!
+//! This is where models and analyses meet: neither knows the other, both speak
+//! of hook points. The one decision that shapes this crate: a run is a list of
+//! *recorders*, sinks whose results go to the run folder prompt by prompt, so
+//! that every command that runs a model is the same loop ([`run`]) with other
+//! recorders, and each of them can be stopped and started again.
+
+mod demo;
+mod doctor;
+mod error;
+pub mod human;
+mod job;
+mod models;
+mod progress;
+mod prompts;
+mod recorders;
+mod run;
+mod show;
+mod summary;
+mod tables;
+mod tokens;
+
+pub use analysis::spectral::Preset;
+pub use candle_core::Device;
+pub use demo::{Demo, LayerContrast, demo};
+pub use doctor::{Doctor, doctor, set_threads};
+pub use error::{Error, Fault, Result};
+pub use hooks::{Positions, Selection};
+pub use job::{Job, ModelChoice};
+pub use models::{Explained, Families, HookShape, explain, families};
+pub use progress::{Progress, Silent};
+pub use prompts::{Content, Prompt, PromptSource};
+pub use recorders::capture::CaptureOptions;
+pub use recorders::spectral::SpectralOptions;
+pub use run::{Outcome, run};
+pub use runner::{Special, WeightDtype};
+pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};
+pub use store::StoredType;
+pub use summary::{Report, RoutingSummary, SpectralSummary};
+pub use tokens::Tokenization;

@@ -1,0 +1,202 @@
+//! A run: every prompt goes through the model once, and what it leaves is
+//! committed before the next begins.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+
+use hooks::{Batch, Edits, Fanout, ModelInfo, Row};
+use runner::{Fingerprint, KvCache, Model, Source, Tokenizer};
+use serde::Serialize;
+use store::{Options, Run, Start, TableSchema};
+
+use crate::job::Job;
+use crate::recorders::Recorder;
+use crate::recorders::capture;
+use crate::tables::prompts;
+use crate::tokens::{Inputs, Lengths};
+use crate::{Error, Progress, Result, human};
+
+/// What a run did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The run folder.
+    pub run: PathBuf,
+    /// The model as it was named.
+    pub model: String,
+    /// Its family.
+    pub family: String,
+    /// Prompts of the run.
+    pub prompts: u64,
+    /// Prompts that an earlier start had finished.
+    pub resumed_prompts: u64,
+    /// Prompts that were cut to the limit of tokens.
+    pub cut_prompts: u64,
+    /// Tokens of all prompts.
+    pub tokens: u64,
+    /// Tokens that went through the model in this start.
+    pub tokens_run: u64,
+    /// Seconds from the first prompt of this start to the last.
+    pub seconds: f64,
+    /// Rows of each table.
+    pub tables: std::collections::BTreeMap<String, u64>,
+    /// Tensors.
+    pub tensors: u64,
+    /// Bytes of tables and tensors.
+    pub bytes: u64,
+}
+
+/// Carries out a job, or what is left of it.
+///
+/// Everything that can be wrong with the request, the prompts, the model's files
+/// and the run folder is found before anything is written. After that, a prompt
+/// is in the run folder whole or not at all; an error or a kill loses the prompt
+/// that was going through the model, and the same call goes on from there.
+///
+/// # Errors
+///
+/// See [`Error`]; [`Error::fault`] tells whose fault it is.
+pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
+    let prompts = crate::prompts::read(&job.prompts)?;
+    let source = Source::resolve(&job.model.model)?;
+    let info = runner::read_config(&source)?.info();
+    let tokenizer = load_tokenizer(&source)?;
+    let inputs = Inputs::new(prompts, tokenizer, job.tokenization, &info)?;
+    let lengths = inputs.lengths()?;
+    if lengths.n_cut > 0 {
+        let limit = job.tokenization.max_tokens.unwrap_or_default();
+        progress.note(&format!(
+            "{} of {} prompts are longer than {limit} tokens and are cut",
+            lengths.n_cut,
+            inputs.prompts().len()
+        ));
+    }
+
+    let writer = Rc::new(RefCell::new(None));
+    let mut sinks = Fanout::new(job.recorders(&writer));
+    // A plan that this model cannot follow is refused before its weights are read.
+    hooks::ActivationSink::plan(&mut sinks, &info)?;
+    announce_size(job, &info, &lengths, progress)?;
+    let model = Model::load(&source, &job.model.load_options())?;
+
+    let mut run = open_run(job, &source, &inputs, &lengths, &mut sinks)?;
+    let finished = run.finished();
+    let tokens_of = |index: &u64| u64::from(lengths.tokens[*index as usize]);
+    let unfinished = run.unfinished();
+    let tokens: u64 = lengths.tokens.iter().map(|n| u64::from(*n)).sum();
+    let left: u64 = unfinished.iter().map(tokens_of).sum();
+    match run.start() {
+        Start::Resumed { .. } if finished > 0 => progress.note(&format!(
+            "{} holds {finished} of {} prompts; going on",
+            job.out.display(),
+            run.prompts()
+        )),
+        Start::Complete(_) => progress
+            .note(&format!("{} is finished already; nothing is left to do", job.out.display())),
+        _ => {}
+    }
+
+    let begun = Instant::now();
+    if !unfinished.is_empty() {
+        progress.begin(tokens, tokens - left);
+    }
+    let session = model.session(&mut sinks)?;
+    for index in &unfinished {
+        let input = inputs.get(*index as usize)?;
+        let mut prompt = run.prompt(*index)?;
+        prompts::write(&input, &mut prompt)?;
+        for sink in sinks.sinks_mut() {
+            sink.begin_prompt(&input.id);
+        }
+        *writer.borrow_mut() = Some(prompt);
+        let row = Row { request: *index, tokens: input.tokens, offset: 0 };
+        let forward = session.forward(
+            &Batch::new(vec![row])?,
+            runner::Input::Tokens,
+            0..info.n_layers(),
+            &mut KvCache::off(),
+            &Edits::default(),
+            &mut sinks,
+        );
+        let prompt = writer.borrow_mut().take();
+        forward?;
+        if let Some(mut prompt) = prompt {
+            for sink in sinks.sinks_mut() {
+                sink.end_prompt(&mut prompt)?;
+            }
+            run.commit(prompt)?;
+        }
+        progress.advance(tokens_of(index), &input.id);
+    }
+    progress.end();
+    let summary = run.finish()?;
+    Ok(Outcome {
+        run: job.out.clone(),
+        model: job.model.model.clone(),
+        family: info.family.clone(),
+        prompts: summary.prompts,
+        resumed_prompts: finished,
+        cut_prompts: lengths.n_cut as u64,
+        tokens,
+        tokens_run: left,
+        seconds: begun.elapsed().as_secs_f64(),
+        tables: summary.tables,
+        tensors: summary.tensors,
+        bytes: summary.bytes,
+    })
+}
+
+/// The model's tokenizer; `None` where there is none, which is well if nothing
+/// needs it.
+fn load_tokenizer(source: &Source) -> Result<Option<Tokenizer>> {
+    match Tokenizer::load(source) {
+        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Err(runner::Error::FileMissing { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Says how many bytes a capture will write, before it starts.
+fn announce_size(
+    job: &Job,
+    info: &ModelInfo,
+    lengths: &Lengths,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let Some(options) = &job.capture else {
+        return Ok(());
+    };
+    let plan = capture::plan(options, info)?;
+    let bytes = lengths
+        .tokens
+        .iter()
+        .map(|n| capture::estimate(&plan, info, options.stored, *n as usize))
+        .fold(0, u64::saturating_add);
+    progress.note(&format!(
+        "capturing {} hook points of {} prompts: {} of tensors",
+        plan.iter().count(),
+        lengths.tokens.len(),
+        human::bytes(bytes)
+    ));
+    Ok(())
+}
+
+fn open_run(
+    job: &Job,
+    source: &Source,
+    inputs: &Inputs,
+    lengths: &Lengths,
+    sinks: &mut Fanout<Box<dyn Recorder>>,
+) -> Result<Run> {
+    let mut tables: Vec<TableSchema> = vec![prompts::PROMPTS, prompts::TOKENS];
+    tables.extend(sinks.sinks_mut().flat_map(|sink| sink.tables().iter().copied()));
+    let description = store::Job {
+        engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+        description: job.describe(&Fingerprint::of(source)?, &lengths.inputs_sha256),
+        command: job.command.clone(),
+    };
+    let ids: Vec<String> = inputs.prompts().iter().map(|prompt| prompt.id.clone()).collect();
+    Run::create_or_resume(&job.out, &description, &tables, &ids, Options::default())
+        .map_err(Error::from)
+}

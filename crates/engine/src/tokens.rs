@@ -1,0 +1,168 @@
+//! From prompts to the tokens that enter a model.
+//!
+//! Prompts are tokenized twice: once all of them, before anything is written, so
+//! that a prompt that cannot be run is known at once; and again one by one as
+//! they are run, so that memory holds one prompt's tokens and not a corpus's.
+
+use runner::{Special, Tokenizer};
+use sha2::{Digest, Sha256};
+
+use crate::prompts::{Content, Prompt};
+use crate::{Error, Result};
+
+/// How text becomes tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokenization {
+    /// Whether the special tokens that the tokenizer puts around a text are added.
+    pub special: Special,
+    /// Longer prompts are cut to their first tokens.
+    pub max_tokens: Option<usize>,
+}
+
+/// One prompt as it enters the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// The prompt's id.
+    pub id: String,
+    /// Its text, if it came as text.
+    pub text: Option<String>,
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// The tokens' texts in the vocabulary; empty without a tokenizer.
+    pub strings: Vec<String>,
+    /// Characters `start..end` of the prompt that each token covers; empty
+    /// without a tokenizer.
+    pub spans: Vec<Option<(usize, usize)>>,
+    /// Tokens cut off at the end.
+    pub n_cut: usize,
+}
+
+/// The prompts of a run, ready to be tokenized for one model.
+pub(crate) struct Inputs {
+    prompts: Vec<Prompt>,
+    tokenizer: Option<Tokenizer>,
+    options: Tokenization,
+    n_ctx: usize,
+    d_vocab: usize,
+}
+
+/// What tokenizing every prompt showed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lengths {
+    /// Tokens of each prompt that enter the model.
+    pub(crate) tokens: Vec<u32>,
+    /// Prompts that were cut.
+    pub(crate) n_cut: usize,
+    /// SHA-256 of all token ids and texts, in hexadecimal.
+    pub(crate) inputs_sha256: String,
+}
+
+impl Inputs {
+    pub(crate) fn new(
+        prompts: Vec<Prompt>,
+        tokenizer: Option<Tokenizer>,
+        options: Tokenization,
+        info: &hooks::ModelInfo,
+    ) -> Result<Self> {
+        if options.max_tokens == Some(0) {
+            return Err(Error::MaxTokens);
+        }
+        Ok(Self { prompts, tokenizer, options, n_ctx: info.n_ctx, d_vocab: info.d_vocab })
+    }
+
+    pub(crate) fn prompts(&self) -> &[Prompt] {
+        &self.prompts
+    }
+
+    /// Tokenizes every prompt and keeps the lengths.
+    ///
+    /// # Errors
+    ///
+    /// The first prompt that cannot be run.
+    pub(crate) fn lengths(&self) -> Result<Lengths> {
+        let mut lengths = Lengths::default();
+        let mut digest = Sha256::new();
+        for index in 0..self.prompts.len() {
+            let input = self.get(index)?;
+            // Fits: bounded by the model's context.
+            lengths.tokens.push(u32::try_from(input.tokens.len()).unwrap_or(u32::MAX));
+            lengths.n_cut += usize::from(input.n_cut > 0);
+            // Lengths before what varies in length, so that no two lists look alike.
+            let text = input.text.as_deref().unwrap_or_default();
+            for len in [input.tokens.len(), text.len()] {
+                digest.update((len as u64).to_le_bytes());
+            }
+            digest.update(text);
+            input.tokens.iter().for_each(|id| digest.update(id.to_le_bytes()));
+        }
+        lengths.inputs_sha256 = digest.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        Ok(lengths)
+    }
+
+    /// One prompt, tokenized, cut and checked.
+    pub(crate) fn get(&self, index: usize) -> Result<Input> {
+        let prompt = &self.prompts[index];
+        let mut input = match &prompt.content {
+            Content::Tokens(ids) => Input {
+                id: prompt.id.clone(),
+                text: None,
+                tokens: ids.clone(),
+                strings: self.strings(ids),
+                spans: Vec::new(),
+                n_cut: 0,
+            },
+            Content::Text(text) => {
+                let tokenizer = self.tokenizer.as_ref().ok_or(Error::NoTokenizer)?;
+                let encoding = tokenizer.encode(text, self.options.special)?;
+                Input {
+                    id: prompt.id.clone(),
+                    text: Some(text.clone()),
+                    tokens: encoding.ids,
+                    strings: encoding.tokens,
+                    // An empty span is that of a token that is not in the text.
+                    spans: encoding
+                        .offsets
+                        .into_iter()
+                        .map(|(start, end)| (start < end).then_some((start, end)))
+                        .collect(),
+                    n_cut: 0,
+                }
+            }
+        };
+        let limit = self.options.max_tokens.unwrap_or(usize::MAX);
+        input.n_cut = input.tokens.len().saturating_sub(limit);
+        input.tokens.truncate(limit);
+        input.strings.truncate(limit);
+        input.spans.truncate(limit);
+        self.check(&input)?;
+        Ok(input)
+    }
+
+    /// The vocabulary's spelling of given ids, if there is a tokenizer.
+    fn strings(&self, ids: &[u32]) -> Vec<String> {
+        let spell = |tokenizer: &Tokenizer| {
+            ids.iter().map(|&id| tokenizer.token(id).unwrap_or_default()).collect()
+        };
+        self.tokenizer.as_ref().map(spell).unwrap_or_default()
+    }
+
+    fn check(&self, input: &Input) -> Result<()> {
+        if input.tokens.is_empty() {
+            return Err(Error::EmptyPrompt { id: input.id.clone() });
+        }
+        if input.tokens.len() > self.n_ctx {
+            let (tokens, n_ctx) = (input.tokens.len(), self.n_ctx);
+            return Err(Error::PromptTokens { id: input.id.clone(), tokens, n_ctx });
+        }
+        let unknown = |id: &u32| *id as usize >= self.d_vocab;
+        match input.tokens.iter().position(unknown) {
+            None => Ok(()),
+            Some(position) => Err(Error::TokenId {
+                id: input.id.clone(),
+                position,
+                token: input.tokens[position],
+                d_vocab: self.d_vocab,
+            }),
+        }
+    }
+}

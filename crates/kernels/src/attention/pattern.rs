@@ -1,0 +1,210 @@
+//! Score and pattern matrices of chosen heads.
+
+#![allow(unsafe_code)]
+
+use candle_core::Tensor;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::{AttentionInput, AttentionOptions, Heads};
+use crate::math::exp;
+use crate::product::{
+    Lanes, Left, Output, Panels, WIDTH, fill, pack_rows, packed_len, tile, tile_rows,
+};
+use crate::{Error, Result, tensor};
+
+/// Scores of chosen heads, `s_uj = scale · q_u · k_j`, exactly `−∞` where query `u`
+/// does not see key `j`, and in rows beyond the valid length.
+///
+/// # Shapes
+///
+/// `[batch, heads, query_pos, key_pos]`, heads in the order given.
+///
+/// # Numerics
+///
+/// The same bits as the scores inside [`attention`](super::attention()).
+///
+/// # Errors
+///
+/// As [`attention`](super::attention()); [`Error::Range`] for a head that does not exist.
+pub fn attention_scores(
+    input: &AttentionInput,
+    options: &AttentionOptions,
+    heads: &[usize],
+) -> Result<Tensor> {
+    matrices("attention_scores", input, options, heads, Form::Scores)
+}
+
+/// Patterns of chosen heads, `a_uj = exp(s_uj − lse_u)`, exactly 0 where query `u`
+/// does not see key `j`, and in rows beyond the valid length.
+///
+/// # Shapes
+///
+/// `[batch, heads, query_pos, key_pos]`, heads in the order given.
+///
+/// # Numerics
+///
+/// Exponentials in `f32`, relative to the row's maximum; their sum in `f64`. Rows sum
+/// to 1 within a few units of `f32` rounding.
+///
+/// # Errors
+///
+/// As [`attention`](super::attention()); [`Error::Range`] for a head that does not exist.
+pub fn attention_pattern(
+    input: &AttentionInput,
+    options: &AttentionOptions,
+    heads: &[usize],
+) -> Result<Tensor> {
+    matrices("attention_pattern", input, options, heads, Form::Pattern)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Scores,
+    Pattern,
+}
+
+/// Queries that one thread takes at a time, about.
+const PIECE: usize = 84;
+
+fn matrices(
+    op: &'static str,
+    input: &AttentionInput,
+    options: &AttentionOptions,
+    chosen: &[usize],
+    form: Form,
+) -> Result<Tensor> {
+    let heads = Heads::new(input, options)?;
+    let Heads { b, t, s, h, d, .. } = heads;
+    if let Some(head) = chosen.iter().find(|&&head| head >= h) {
+        return Err(Error::range(op, "head", format!("below {h}"), head));
+    }
+    let dims = [b, chosen.len(), t, s];
+    let size = tensor::size(op, "the result", &dims)?;
+    let write = |out: Output| {
+        for row in 0..b {
+            let keys: Vec<Option<Panels>> = (0..heads.h_kv)
+                .map(|kv_head| {
+                    let used = chosen.iter().any(|head| head / heads.group() == kv_head);
+                    let n_keys = heads.n_keys(row);
+                    used.then(|| Panels::pack(n_keys, d, |key| heads.key(row, key, kv_head)))
+                })
+                .collect();
+            let pieces = t.div_ceil(PIECE);
+            (0..chosen.len() * pieces).into_par_iter().with_max_len(1).for_each(|index| {
+                let (slot, piece) = (index / pieces, index % pieces);
+                if let Some(keys) = &keys[chosen[slot] / heads.group()] {
+                    let queries = piece * PIECE..t.min((piece + 1) * PIECE);
+                    let part =
+                        Part { heads: &heads, keys, row, head: chosen[slot], queries, form, out };
+                    Arch::new()
+                        .dispatch(PartAt { part, start: (row * chosen.len() + slot) * t * s });
+                }
+            });
+        }
+    };
+    // SAFETY: every row of every chosen head is written by one piece.
+    let values = unsafe { fill(size, write) };
+    tensor::tensor(op, values, &dims)
+}
+
+struct Part<'a> {
+    heads: &'a Heads<'a>,
+    keys: &'a Panels,
+    row: usize,
+    head: usize,
+    queries: std::ops::Range<usize>,
+    form: Form,
+    out: Output<'a>,
+}
+
+/// A part and where its matrix begins.
+struct PartAt<'a> {
+    part: Part<'a>,
+    start: usize,
+}
+
+impl WithSimd for PartAt<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { part: Part { heads, keys, row, head, queries, form, out }, start } = self;
+        let (s, length, offset) = (heads.s, heads.lengths[row], heads.offsets[row]);
+        let height = tile_rows::<S>();
+        let hidden = if form == Form::Scores { f32::NEG_INFINITY } else { 0.0 };
+        // SAFETY: this part alone writes these rows, and reads only what it wrote.
+        let matrix_row = |query: usize| unsafe { out.slice(start + query * s, s) };
+        let mut packed = vec![0.0; packed_len(height, heads.d)];
+        let valid = queries.start..length.clamp(queries.start, queries.end);
+        for top in valid.clone().step_by(height) {
+            let rows = height.min(valid.end - top);
+            let block = top..top + rows;
+            pack_rows(&mut packed, height, block.map(|query| heads.query(row, query, head)));
+            let first = heads.first_key(offset + top) / WIDTH;
+            let last = (offset + top + rows - 1) / WIDTH;
+            for panel in first..=last {
+                let mut products = [Lanes::splat(0.0); 14];
+                for (start, lanes) in keys.blocks_of(panel) {
+                    // SAFETY: `packed` holds these queries, whose element `start` begins a
+                    // chunk, `lanes` as many elements of the keys, `products` 14 rows.
+                    unsafe {
+                        let left = Left::chunked(packed.as_ptr().add(start * height), height);
+                        tile::<S, { Left::CHUNKED }>(
+                            simd,
+                            rows,
+                            left,
+                            lanes.len(),
+                            lanes.as_ptr(),
+                            products.as_mut_ptr().cast(),
+                            WIDTH,
+                            start > 0,
+                        );
+                    }
+                }
+                let columns = panel * WIDTH..s.min((panel + 1) * WIDTH);
+                for (query, products) in (top..).zip(&products).take(rows) {
+                    let to = &mut matrix_row(query)[columns.clone()];
+                    for (score, product) in to.iter_mut().zip(&products.0) {
+                        *score = product * heads.scale;
+                    }
+                }
+            }
+            for query in top..top + rows {
+                let line = matrix_row(query);
+                let visible = heads.first_key(offset + query)..offset + query + 1;
+                line[..visible.start].fill(hidden);
+                line[visible.end..].fill(hidden);
+                if form == Form::Pattern {
+                    softmax(&mut line[visible]);
+                }
+            }
+        }
+        for query in valid.end..queries.end {
+            matrix_row(query).fill(hidden);
+        }
+    }
+}
+
+#[inline(always)]
+fn softmax(line: &mut [f32]) {
+    let mut tops = [f32::NEG_INFINITY; WIDTH];
+    let (chunks, rest) = line.as_chunks::<WIDTH>();
+    for chunk in chunks {
+        for (top, &score) in tops.iter_mut().zip(chunk) {
+            *top = if score > *top { score } else { *top };
+        }
+    }
+    let top = tops.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let mut sums = [0.0; WIDTH / 2];
+    for chunk in line.chunks_mut(WIDTH / 2) {
+        for (sum, score) in sums.iter_mut().zip(chunk) {
+            *score = exp(*score - top);
+            *sum += f64::from(*score);
+        }
+    }
+    let share = 1.0 / sums.iter().sum::<f64>();
+    for p in line {
+        *p = (f64::from(*p) * share) as f32;
+    }
+}

@@ -1,0 +1,146 @@
+//! What can go wrong in an operation.
+
+use candle_core::DType;
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an operation was refused or could not finish.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument's shape does not fit.
+    #[error("{op}: {what} has shape {got:?}, expected {expected}")]
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// What would have fitted.
+        expected: String,
+        /// The shape it had.
+        got: Vec<usize>,
+    },
+    /// A tensor of another element type.
+    #[error("{op}: {what} has dtype {got:?}, expected {expected:?}")]
+    DType {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// The dtype that the operation takes.
+        expected: DType,
+        /// The dtype it had.
+        got: DType,
+    },
+    /// A tensor on a device that the operation cannot read.
+    #[error("{op}: {what} is on {got}, expected the cpu")]
+    Device {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// Where the tensor is.
+        got: String,
+    },
+    /// A tensor whose last axis is not contiguous.
+    #[error(
+        "{op}: the last axis of {what} has stride {got}, expected 1; make the tensor contiguous first"
+    )]
+    NonContiguous {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// The stride of its last axis, in elements.
+        got: usize,
+    },
+    /// A number outside the values that the operation is defined for.
+    #[error("{op}: {what} is {got}, expected {expected}")]
+    Range {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// What would have been accepted.
+        expected: String,
+        /// What was given.
+        got: String,
+    },
+    /// A number that is infinite or not a number.
+    #[error("{op}: {what} holds {value} at {index:?}, expected finite numbers")]
+    NonFinite {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// Where in it, one index per axis.
+        index: Vec<usize>,
+        /// What is there.
+        value: f64,
+    },
+    /// An attention pattern with an entry that is no attention.
+    #[error(
+        "attention graph: head {head} gives key {key} the weight {value} for query {query}, expected a finite number of at least 0"
+    )]
+    Weight {
+        /// Which of the patterns given.
+        head: usize,
+        /// Row of the entry.
+        query: usize,
+        /// Column of the entry.
+        key: usize,
+        /// The entry.
+        value: f32,
+    },
+    /// Lanczos ran out of steps.
+    #[error(
+        "lanczos: residuals above {tolerance:e} after {steps} steps ({found:?}); allow more steps, a larger tolerance, or use the dense solver"
+    )]
+    NotConverged {
+        /// Steps taken.
+        steps: usize,
+        /// The residual to be reached, absolute.
+        tolerance: f64,
+        /// What the iteration had found by then, residuals included.
+        found: Box<crate::lanczos::Extremes>,
+    },
+    /// The dense eigensolver did not converge.
+    #[error("symmetric eigendecomposition: the {n} × {n} matrix did not converge")]
+    Eigen {
+        /// Size of the matrix.
+        n: usize,
+    },
+    /// candle failed.
+    #[error("{op}: {source}")]
+    Candle {
+        /// The operation.
+        op: &'static str,
+        /// candle's own error.
+        source: candle_core::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn candle(op: &'static str) -> impl FnOnce(candle_core::Error) -> Self {
+        move |source| Self::Candle { op, source }
+    }
+
+    pub(crate) fn shape(
+        op: &'static str,
+        what: &'static str,
+        expected: impl std::fmt::Display,
+        got: &[usize],
+    ) -> Self {
+        Self::Shape { op, what, expected: expected.to_string(), got: got.to_vec() }
+    }
+
+    pub(crate) fn range(
+        op: &'static str,
+        what: &'static str,
+        expected: impl std::fmt::Display,
+        got: impl std::fmt::Display,
+    ) -> Self {
+        Self::Range { op, what, expected: expected.to_string(), got: got.to_string() }
+    }
+}

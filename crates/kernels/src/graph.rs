@@ -1,0 +1,498 @@
+//! The attention graph: `W = ½(A + Aᵀ)`, of one head or of the mean over heads.
+//!
+//! Self-loops are kept. The degrees are the row sums of `W`, in `f64`.
+//!
+//! The decision that shapes this file: `W` is stored as its lower triangle in
+//! `f32`, the precision of the pattern it comes from, while every vector that
+//! meets it is `f64`. Each weight is read once per product, in memory order, and
+//! used for both triangles; and products carry `f64` rounding only, which is
+//! what lets an eigenvalue of the stored graph be certified far below the
+//! precision of its weights.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use crate::tensor::Values;
+use crate::{Error, Result};
+
+const OP: &str = "attention graph";
+
+/// Columns of a tile, and rows of a block.
+pub(crate) const LANES: usize = 8;
+/// Rows of a tile: what a product keeps in registers.
+const ROWS: usize = 4;
+const TILE_LEN: usize = ROWS * LANES;
+
+/// `ROWS` rows of `LANES` weights.
+type Tile = [[f32; LANES]; ROWS];
+
+/// One head's attention pattern: a square of rows with any row stride.
+///
+/// Entry `(i, j)` is the attention that query `i` pays to key `j`.
+#[derive(Debug, Clone, Copy)]
+pub struct PatternView<'a> {
+    values: &'a [f32],
+    n_tokens: usize,
+    row_stride: usize,
+}
+
+impl<'a> PatternView<'a> {
+    /// Views `n_tokens × n_tokens` values whose rows start `row_stride` elements apart.
+    ///
+    /// # Errors
+    /// [`Error::Range`] where the stride is shorter than a row, [`Error::Shape`]
+    /// where `values` ends before the last row does.
+    pub fn new(values: &'a [f32], n_tokens: usize, row_stride: usize) -> Result<Self> {
+        if row_stride < n_tokens {
+            return Err(Error::range(
+                OP,
+                "row stride",
+                format_args!("at least the row length {n_tokens}"),
+                row_stride,
+            ));
+        }
+        let needed = match n_tokens.checked_sub(1) {
+            None => Some(0),
+            Some(last) => {
+                last.checked_mul(row_stride).and_then(|start| start.checked_add(n_tokens))
+            }
+        };
+        match needed {
+            Some(needed) if needed <= values.len() => Ok(Self { values, n_tokens, row_stride }),
+            _ => Err(Error::shape(
+                OP,
+                "pattern",
+                format_args!("{n_tokens} rows of stride {row_stride}"),
+                &[values.len()],
+            )),
+        }
+    }
+
+    /// Number of tokens.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// The pattern among all tokens but the first: its rows no longer sum to one.
+    pub fn without_first(self) -> Self {
+        let skip = if self.n_tokens < 2 { self.values.len() } else { self.row_stride + 1 };
+        Self {
+            values: &self.values[skip..],
+            n_tokens: self.n_tokens.saturating_sub(1),
+            row_stride: self.row_stride,
+        }
+    }
+
+    /// What query `i` pays to every key.
+    fn row(&self, i: usize) -> &'a [f32] {
+        let start = i * self.row_stride;
+        &self.values[start..start + self.n_tokens]
+    }
+}
+
+/// Borrowed patterns of one layer, out of a tensor `[head, query_pos, key_pos]`.
+///
+/// Holds the tensor's storage open; [`Patterns::head`] then borrows from it
+/// without copying, whatever the strides of the first two axes.
+pub struct Patterns<'a> {
+    values: Values<'a>,
+    n_heads: usize,
+    n_tokens: usize,
+}
+
+impl<'a> Patterns<'a> {
+    /// Borrows a tensor of patterns.
+    ///
+    /// # Shapes
+    /// `pattern` is `[head, query_pos, key_pos]`, `f32`, in main memory, with as
+    /// many keys as queries and its last axis contiguous.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::NonContiguous`].
+    pub fn new(pattern: &'a Tensor) -> Result<Self> {
+        let &[n_heads, n_tokens, n_keys] = pattern.dims() else {
+            return Err(Error::shape(OP, "pattern", "[head, query_pos, key_pos]", pattern.dims()));
+        };
+        if n_tokens != n_keys {
+            return Err(Error::shape(OP, "pattern", "as many keys as queries", pattern.dims()));
+        }
+        Ok(Self { values: Values::new(OP, "pattern", pattern)?, n_heads, n_tokens })
+    }
+
+    /// Number of heads.
+    pub fn n_heads(&self) -> usize {
+        self.n_heads
+    }
+
+    /// Number of tokens.
+    pub fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// The pattern of one head.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for a head that the tensor does not hold, and as
+    /// [`PatternView::new`].
+    pub fn head(&self, head: usize) -> Result<PatternView<'_>> {
+        if head >= self.n_heads {
+            return Err(Error::range(OP, "head", format_args!("below {}", self.n_heads), head));
+        }
+        let strides = self.values.strides();
+        let values = self.values.data().get(head * strides[0]..).unwrap_or(&[]);
+        // The stride of an axis of one entry may be anything.
+        let row_stride = if self.n_tokens > 1 { strides[1] } else { 1 };
+        PatternView::new(values, self.n_tokens, row_stride)
+    }
+
+    /// The patterns of all heads, in order.
+    ///
+    /// # Errors
+    /// As [`Patterns::head`].
+    pub fn heads(&self) -> Result<Vec<PatternView<'_>>> {
+        (0..self.n_heads).map(|head| self.head(head)).collect()
+    }
+}
+
+/// A weighted undirected graph on the tokens: `W = ½(A + Aᵀ)`, self-loops kept.
+///
+/// # Numerics
+/// `½a` is exact in `f32`; the mean over heads is summed in `f64`, in the order
+/// given, and rounded once to `f32`; a pattern with entries on both sides of the
+/// diagonal is summed in `f64` and rounded once. Degrees are `f64` sums of the
+/// stored weights.
+#[derive(Debug, Clone)]
+pub struct SymmetricGraph {
+    n_nodes: usize,
+    /// Blocks of eight rows, one after another. Block `I` is its upper four rows,
+    /// then its lower four, each as tiles of columns `8J..8J + 8` for `J ≤ I`.
+    /// The tiles on the diagonal hold both triangles; padding is zero.
+    tiles: Vec<f32>,
+    /// Row sums, padded with zeros to whole blocks.
+    degrees: Vec<f64>,
+}
+
+impl SymmetricGraph {
+    /// The graph of one head.
+    ///
+    /// ```
+    /// use kernels::graph::{PatternView, SymmetricGraph};
+    /// // Two tokens; the second attends a quarter to the first.
+    /// let a = [1.0, 0.0, 0.25, 0.75];
+    /// let graph = SymmetricGraph::from_pattern(PatternView::new(&a, 2, 2)?)?;
+    /// assert_eq!(graph.weight(1, 0), 0.125);
+    /// assert_eq!(graph.degrees(), [1.125, 0.875]);
+    /// # Ok::<(), kernels::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Weight`] for an entry that is negative, infinite or not a number.
+    pub fn from_pattern(pattern: PatternView<'_>) -> Result<Self> {
+        Self::mean(&[pattern])
+    }
+
+    /// The graph of the mean pattern over several heads: `W = ½(Ā + Āᵀ)`, `Ā = Σ_h A_h / H`.
+    ///
+    /// # Errors
+    /// [`Error::Range`] without any head, [`Error::Shape`] where heads differ in
+    /// size, [`Error::Weight`] for an entry that is negative, infinite or not a number.
+    pub fn mean(patterns: &[PatternView<'_>]) -> Result<Self> {
+        let Some(first) = patterns.first() else {
+            return Err(Error::range(OP, "number of heads", "at least 1", 0));
+        };
+        let n_nodes = first.n_tokens;
+        if let Some(other) = patterns.iter().find(|p| p.n_tokens != n_nodes) {
+            return Err(Error::shape(
+                OP,
+                "pattern",
+                format_args!("{n_nodes} tokens, as the first head"),
+                &[other.n_tokens, other.n_tokens],
+            ));
+        }
+        let n_blocks = n_nodes.div_ceil(LANES);
+        let mut tiles = vec![0.0_f32; block_start(n_blocks)];
+        let mut blocks = Vec::with_capacity(n_blocks);
+        let mut rest = tiles.as_mut_slice();
+        for block in 0..n_blocks {
+            let (this, after) = rest.split_at_mut(block_start(block + 1) - block_start(block));
+            blocks.push((block, this));
+            rest = after;
+        }
+        let mut fill = |reads| -> Result<bool> {
+            let blocks = blocks.par_iter_mut().map(|(block, tiles)| {
+                pulp::Arch::new().dispatch(Fill { patterns, block: *block, tiles, reads })
+            });
+            // Collected first, so that of several errors it is always the same one.
+            let blocks: Vec<Result<bool>> = blocks.collect();
+            blocks.into_iter().try_fold(true, |causal, block| Ok(block? && causal))
+        };
+        if !fill(Reads::LowerTriangle)? {
+            fill(Reads::Both)?;
+        }
+
+        let mut graph = Self { n_nodes, tiles, degrees: Vec::new() };
+        let ones = vec![1.0; graph.n_padded()];
+        let mut degrees = vec![0.0; graph.n_padded()];
+        graph.product(&ones, &mut degrees);
+        degrees[n_nodes..].fill(0.0);
+        graph.degrees = degrees;
+        Ok(graph)
+    }
+
+    /// Number of nodes.
+    pub fn n_nodes(&self) -> usize {
+        self.n_nodes
+    }
+
+    /// Number of nodes, rounded up to whole blocks: the length of the vectors of [`Self::product`].
+    pub(crate) fn n_padded(&self) -> usize {
+        self.n_nodes.next_multiple_of(LANES)
+    }
+
+    /// `Σ_j W_ij` for every node `i`.
+    pub fn degrees(&self) -> &[f64] {
+        &self.degrees[..self.n_nodes]
+    }
+
+    /// The degrees, with zeros up to [`Self::n_padded`].
+    pub(crate) fn padded_degrees(&self) -> &[f64] {
+        &self.degrees
+    }
+
+    /// `W_ij`; both must be below [`Self::n_nodes`].
+    pub fn weight(&self, i: usize, j: usize) -> f32 {
+        let (i, j) = (i.max(j), i.min(j));
+        let (block, row) = (i / LANES, i % LANES);
+        let half = row / ROWS * (block + 1);
+        let tile = block_start(block) + (half + j / LANES) * TILE_LEN;
+        self.tiles[tile + row % ROWS * LANES + j % LANES]
+    }
+
+    /// The tiles of row block `block`, one list for each half of its rows.
+    fn halves(&self, block: usize) -> [&[Tile]; 2] {
+        let tiles = &self.tiles[block_start(block)..block_start(block + 1)];
+        let tiles = tiles.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
+        tiles.split_at(block + 1).into()
+    }
+
+    /// `Σ term(i, block, weights)` over the weights strictly below the diagonal:
+    /// `weights[c] = W_ij` with `j = 8 block + c`. A weight of 0, which also
+    /// stands for whatever is not below the diagonal, must give 0.
+    pub(crate) fn sum_below_diagonal(
+        &self,
+        term: impl Fn(usize, usize, [f64; LANES]) -> [f64; LANES],
+    ) -> f64 {
+        pulp::Arch::new().dispatch(SumBelowDiagonal { graph: self, term })
+    }
+
+    /// `y = W x`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `x` has one entry per node.
+    pub fn apply(&self, x: &[f64]) -> Result<Vec<f64>> {
+        if x.len() != self.n_nodes {
+            return Err(Error::shape(OP, "vector", format_args!("[{}]", self.n_nodes), &[x.len()]));
+        }
+        let mut padded = x.to_vec();
+        padded.resize(self.n_padded(), 0.0);
+        let mut y = vec![0.0; self.n_padded()];
+        self.product(&padded, &mut y);
+        y.truncate(self.n_nodes);
+        Ok(y)
+    }
+
+    /// `y = W x`, both of length [`Self::n_padded`].
+    pub(crate) fn product(&self, x: &[f64], y: &mut [f64]) {
+        pulp::Arch::new().dispatch(Product { graph: self, x, y });
+    }
+}
+
+/// Where a block of rows starts among the tiles.
+const fn block_start(block: usize) -> usize {
+    block * (block + 1) * TILE_LEN
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Reads {
+    /// `W_ij = ½A_ij` below the diagonal, which holds where `A` is causal.
+    LowerTriangle,
+    Both,
+}
+
+/// Fills one block of rows, and says whether the patterns are causal there.
+struct Fill<'a> {
+    patterns: &'a [PatternView<'a>],
+    block: usize,
+    tiles: &'a mut [f32],
+    reads: Reads,
+}
+
+impl pulp::NullaryFnOnce for Fill<'_> {
+    type Output = Result<bool>;
+
+    #[inline(always)]
+    fn call(self) -> Result<bool> {
+        let Self { patterns, block, tiles, reads } = self;
+        let n = patterns[0].n_tokens;
+        let n_heads = patterns.len() as f64;
+        let mut causal = true;
+        let mut sums = vec![0.0_f64; (block + 1) * LANES];
+        for (r, i) in (block * LANES..n.min((block + 1) * LANES)).enumerate() {
+            sums.fill(0.0);
+            for (head, pattern) in patterns.iter().enumerate() {
+                let row = pattern.row(i);
+                // `&` keeps the loops free of branches.
+                let valid = row.iter().fold(true, |ok, a| ok & (*a >= 0.0) & (*a <= f32::MAX));
+                if !valid {
+                    return Err(first_invalid(head, i, row));
+                }
+                causal &= row[i + 1..].iter().fold(true, |zero, a| zero & (*a == 0.0));
+                for (sum, &a) in sums[..=i].iter_mut().zip(row) {
+                    *sum += f64::from(a);
+                }
+                match reads {
+                    Reads::LowerTriangle => sums[i] += f64::from(row[i]),
+                    Reads::Both => {
+                        for (j, sum) in sums[..=i].iter_mut().enumerate() {
+                            *sum += f64::from(pattern.row(j)[i]);
+                        }
+                    }
+                }
+            }
+            let half = r / ROWS * (block + 1);
+            let rows = tiles.as_chunks_mut::<LANES>().0;
+            for (j, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
+                rows[(half + j) * ROWS + r % ROWS] = sums.map(|sum| (0.5 * sum / n_heads) as f32);
+            }
+        }
+        // The other triangle of the block on the diagonal.
+        let at =
+            |r: usize, c: usize| (r / ROWS * (block + 1) + block) * TILE_LEN + r % ROWS * LANES + c;
+        for r in 0..LANES {
+            for c in r + 1..LANES {
+                tiles[at(r, c)] = tiles[at(c, r)];
+            }
+        }
+        Ok(causal)
+    }
+}
+
+fn first_invalid(head: usize, row: usize, values: &[f32]) -> Error {
+    let (key, value) = values
+        .iter()
+        .enumerate()
+        .find(|(_, a)| !(**a >= 0.0 && **a <= f32::MAX))
+        .map_or((0, f32::NAN), |(key, value)| (key, *value));
+    Error::Weight { head, query: row, key, value }
+}
+
+struct Product<'a> {
+    graph: &'a SymmetricGraph,
+    x: &'a [f64],
+    y: &'a mut [f64],
+}
+
+impl pulp::WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<D: pulp::Simd>(self, simd: D) {
+        match D::F64_LANES {
+            8 => self.run::<D, 1>(simd),
+            4 => self.run::<D, 2>(simd),
+            2 => self.run::<D, 4>(simd),
+            _ => self.run::<D, 8>(simd),
+        }
+    }
+}
+
+impl Product<'_> {
+    /// `V` vectors of the processor make one row of a tile.
+    #[inline(always)]
+    fn run<D: pulp::Simd, const V: usize>(self, simd: D) {
+        let Self { graph, x, y } = self;
+        let columns = D::as_simd_f64s(x).0.as_chunks::<V>().0;
+        y.fill(0.0);
+        for (block, x_rows) in x.as_chunks::<LANES>().0.iter().enumerate() {
+            for (half, tiles) in graph.halves(block).into_iter().enumerate() {
+                let Some((diagonal, below)) = tiles.split_last() else { continue };
+                let y_columns = D::as_mut_simd_f64s(y).0.as_chunks_mut::<V>().0;
+                let x_row: [D::f64s; ROWS] =
+                    std::array::from_fn(|r| simd.splat_f64s(x_rows[half * ROWS + r]));
+                // Partial sums of each row, one per column of a tile.
+                let mut acc = [[simd.splat_f64s(0.0); V]; ROWS];
+                for ((tile, x), y) in below.iter().zip(columns).zip(y_columns) {
+                    let tile = widen(tile);
+                    let mut sums = *y;
+                    for r in 0..ROWS {
+                        let weights = D::as_simd_f64s(&tile[r]).0;
+                        for v in 0..V {
+                            acc[r][v] = simd.mul_add_e_f64s(weights[v], x[v], acc[r][v]);
+                            sums[v] = simd.mul_add_e_f64s(weights[v], x_row[r], sums[v]);
+                        }
+                    }
+                    *y = sums;
+                }
+                let tile = widen(diagonal);
+                for r in 0..ROWS {
+                    let weights = D::as_simd_f64s(&tile[r]).0;
+                    let mut sum = simd.splat_f64s(0.0);
+                    for v in 0..V {
+                        acc[r][v] = simd.mul_add_e_f64s(weights[v], columns[block][v], acc[r][v]);
+                        sum = simd.add_f64s(sum, acc[r][v]);
+                    }
+                    y[block * LANES + half * ROWS + r] += simd.reduce_sum_f64s(sum);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn widen(tile: &Tile) -> [[f64; LANES]; ROWS] {
+    let mut wide = [[0.0; LANES]; ROWS];
+    for (wide, row) in wide.iter_mut().zip(tile) {
+        for (wide, weight) in wide.iter_mut().zip(row) {
+            *wide = f64::from(*weight);
+        }
+    }
+    wide
+}
+
+struct SumBelowDiagonal<'a, F> {
+    graph: &'a SymmetricGraph,
+    term: F,
+}
+
+impl<F: Fn(usize, usize, [f64; LANES]) -> [f64; LANES]> pulp::NullaryFnOnce
+    for SumBelowDiagonal<'_, F>
+{
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let Self { graph, term } = self;
+        let mut total = 0.0;
+        for row_block in 0..graph.n_padded() / LANES {
+            for (half, tiles) in graph.halves(row_block).into_iter().enumerate() {
+                for r in 0..ROWS {
+                    let row = half * ROWS + r;
+                    let mut acc = [0.0_f64; LANES];
+                    for (block, tile) in tiles.iter().enumerate() {
+                        let below = if block == row_block { row } else { LANES };
+                        let weights: [f64; LANES] = std::array::from_fn(|c| {
+                            if c < below { f64::from(tile[r][c]) } else { 0.0 }
+                        });
+                        let terms = term(row_block * LANES + row, block, weights);
+                        for (acc, term) in acc.iter_mut().zip(terms) {
+                            *acc += term;
+                        }
+                    }
+                    let [a, b, c, d, e, f, g, h] = acc;
+                    total += ((a + e) + (b + f)) + ((c + g) + (d + h));
+                }
+            }
+        }
+        total
+    }
+}

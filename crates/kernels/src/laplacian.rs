@@ -1,0 +1,259 @@
+//! Graph Laplacians of an attention graph, always named.
+//!
+//! | name | matrix | null vector |
+//! |---|---|---|
+//! | `Combinatorial` | `D − W` | `1` |
+//! | `SymmetricNormalized` | `I − D^-½ W D^-½` | `D^½ 1` |
+//!
+//! The decision that shapes this file: both are applied as `S(D − W)S`, with
+//! `S = I` or `S = D^-½`, and never as `I − …`. A graph of self-loops alone then
+//! has a Laplacian of exact zeros, so that "no edges" needs no threshold. A node
+//! of degree 0 has a zero row and column in `D^-½`, hence `L_ii = 1` under the
+//! normalized Laplacian and 0 under the combinatorial one; such nodes are counted.
+
+use crate::graph::{LANES, SymmetricGraph};
+use crate::{Error, Result};
+
+/// The largest graph of which a dense matrix is built, in nodes: 2 GiB in `f64`.
+pub const MAX_DENSE_NODES: usize = 16_384;
+
+/// Which Laplacian of a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Laplacian {
+    /// `D − W`.
+    Combinatorial,
+    /// `I − D^-½ W D^-½`.
+    SymmetricNormalized,
+}
+
+impl Laplacian {
+    /// The name written into tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Combinatorial => "combinatorial",
+            Self::SymmetricNormalized => "symmetric-normalized",
+        }
+    }
+}
+
+impl std::fmt::Display for Laplacian {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A Laplacian as a linear map on vectors over the nodes.
+#[derive(Debug, Clone)]
+pub struct LaplacianOperator<'g> {
+    graph: &'g SymmetricGraph,
+    kind: Laplacian,
+    /// `S`, padded with zeros.
+    scale: Vec<f64>,
+    /// Nodes of degree 0.
+    isolated: Vec<usize>,
+    /// The exact null vector, of unit length, padded with zeros.
+    null: Option<Vec<f64>>,
+}
+
+impl<'g> LaplacianOperator<'g> {
+    /// The chosen Laplacian of a graph.
+    pub fn new(graph: &'g SymmetricGraph, kind: Laplacian) -> Self {
+        let n = graph.n_nodes();
+        let mut scale = vec![0.0; graph.n_padded()];
+        let mut null = vec![0.0; graph.n_padded()];
+        let mut isolated = Vec::new();
+        for (i, &degree) in graph.degrees().iter().enumerate() {
+            if degree == 0.0 {
+                isolated.push(i);
+            }
+            (scale[i], null[i]) = match kind {
+                Laplacian::Combinatorial => (1.0, 1.0),
+                Laplacian::SymmetricNormalized if degree == 0.0 => (0.0, 0.0),
+                Laplacian::SymmetricNormalized => (degree.sqrt().recip(), degree.sqrt()),
+            };
+        }
+        let norm = null[..n].iter().map(|v| v * v).sum::<f64>().sqrt();
+        let null = (norm > 0.0).then(|| {
+            for v in &mut null {
+                *v /= norm;
+            }
+            null
+        });
+        Self { graph, kind, scale, isolated, null }
+    }
+
+    /// Which Laplacian this is.
+    pub fn kind(&self) -> Laplacian {
+        self.kind
+    }
+
+    /// Number of nodes.
+    pub fn n_nodes(&self) -> usize {
+        self.graph.n_nodes()
+    }
+
+    /// The graph underneath.
+    pub fn graph(&self) -> &'g SymmetricGraph {
+        self.graph
+    }
+
+    /// Number of nodes of degree 0.
+    pub fn n_isolated(&self) -> usize {
+        self.isolated.len()
+    }
+
+    /// The exact null vector, of unit length: `1/√n`, or `D^½1` over its norm.
+    /// `None` without nodes, and for `SymmetricNormalized` where every degree is 0.
+    pub fn null_vector(&self) -> Option<&[f64]> {
+        self.null.as_deref().map(|null| &null[..self.n_nodes()])
+    }
+
+    pub(crate) fn padded_null(&self) -> Option<&[f64]> {
+        self.null.as_deref()
+    }
+
+    pub(crate) fn n_padded(&self) -> usize {
+        self.scale.len()
+    }
+
+    /// The size of a typical eigenvalue, against which tolerances are measured:
+    /// 1, or the mean degree for `Combinatorial`, which is 1 too where the rows
+    /// of the pattern sum to one.
+    pub fn typical_scale(&self) -> f64 {
+        match self.kind {
+            Laplacian::SymmetricNormalized => 1.0,
+            Laplacian::Combinatorial => {
+                let total: f64 = self.graph.degrees().iter().sum();
+                total / self.n_nodes().max(1) as f64
+            }
+        }
+    }
+
+    /// `y = L x`.
+    ///
+    /// ```
+    /// use kernels::graph::{PatternView, SymmetricGraph};
+    /// use kernels::laplacian::{Laplacian, LaplacianOperator};
+    /// let a = [1.0, 0.0, 0.25, 0.75];
+    /// let graph = SymmetricGraph::from_pattern(PatternView::new(&a, 2, 2)?)?;
+    /// let laplacian = LaplacianOperator::new(&graph, Laplacian::Combinatorial);
+    /// assert_eq!(laplacian.apply(&[1.0, 1.0])?, [0.0, 0.0]);
+    /// assert_eq!(laplacian.apply(&[1.0, 0.0])?, [0.125, -0.125]);
+    /// # Ok::<(), kernels::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless `x` has one entry per node.
+    pub fn apply(&self, x: &[f64]) -> Result<Vec<f64>> {
+        if x.len() != self.n_nodes() {
+            return Err(Error::shape(
+                "laplacian",
+                "vector",
+                format_args!("[{}]", self.n_nodes()),
+                &[x.len()],
+            ));
+        }
+        let mut padded = x.to_vec();
+        padded.resize(self.n_padded(), 0.0);
+        let mut y = vec![0.0; self.n_padded()];
+        self.product(&padded, &mut y, &mut Vec::new());
+        y.truncate(self.n_nodes());
+        Ok(y)
+    }
+
+    /// `y = L x`, both of length [`Self::n_padded`] and zero in the padding.
+    pub(crate) fn product(&self, x: &[f64], y: &mut [f64], scratch: &mut Vec<f64>) {
+        scratch.clear();
+        scratch.extend(x.iter().zip(&self.scale).map(|(x, s)| x * s));
+        self.graph.product(scratch, y);
+        let degrees = self.graph.padded_degrees();
+        for (((y, z), degree), s) in y.iter_mut().zip(&*scratch).zip(degrees).zip(&self.scale) {
+            *y = s * (degree * z - *y);
+        }
+        if self.kind == Laplacian::SymmetricNormalized {
+            for &i in &self.isolated {
+                y[i] = x[i];
+            }
+        }
+    }
+
+    /// `S`, padded with zeros.
+    pub(crate) fn padded_scale(&self) -> &[f64] {
+        &self.scale
+    }
+
+    /// The diagonal entries `L_ii`.
+    pub fn diagonal(&self) -> Vec<f64> {
+        let degrees = self.graph.degrees().iter().zip(&self.scale).enumerate();
+        degrees
+            .map(|(i, (&degree, s))| {
+                if self.kind == Laplacian::SymmetricNormalized && degree == 0.0 {
+                    1.0
+                } else {
+                    s * (degree - f64::from(self.graph.weight(i, i))) * s
+                }
+            })
+            .collect()
+    }
+
+    /// The matrix itself, `n × n`, both triangles.
+    ///
+    /// # Errors
+    /// [`Error::Range`] above [`MAX_DENSE_NODES`].
+    pub fn dense(&self) -> Result<Vec<f64>> {
+        let n = self.n_nodes();
+        if n > MAX_DENSE_NODES {
+            return Err(Error::range(
+                "dense laplacian",
+                "number of nodes",
+                format_args!("at most {MAX_DENSE_NODES}; use the iterative solver"),
+                n,
+            ));
+        }
+        let mut matrix = vec![0.0; n * n];
+        for (i, diagonal) in self.diagonal().into_iter().enumerate() {
+            for j in 0..i {
+                let weight = f64::from(self.graph.weight(i, j));
+                let value = -self.scale[i] * weight * self.scale[j];
+                matrix[i * n + j] = value;
+                matrix[j * n + i] = value;
+            }
+            matrix[i * n + i] = diagonal;
+        }
+        Ok(matrix)
+    }
+
+    /// Mean and variance of the eigenvalues, from plain sums over the matrix:
+    /// `μ = Tr L/n`, `σ² = Tr L²/n − μ²`. `None` without nodes.
+    ///
+    /// # Numerics
+    /// The variance is summed as `(Σ_i (L_ii − μ)² + Σ_{i≠j} L_ij²)/n`, which is
+    /// the same number and does not cancel.
+    pub fn spectrum_moments(&self) -> Option<SpectrumMoments> {
+        let n = self.n_nodes();
+        if n == 0 {
+            return None;
+        }
+        let diagonal = self.diagonal();
+        let mean = diagonal.iter().sum::<f64>() / n as f64;
+        let around = diagonal.iter().map(|d| (d - mean) * (d - mean)).sum::<f64>();
+        let scale = self.scale.as_chunks::<LANES>().0;
+        let below = self.graph.sum_below_diagonal(|i, block, weights| {
+            let s_i = self.scale[i];
+            std::array::from_fn(|c| {
+                let value = s_i * weights[c] * scale[block][c];
+                value * value
+            })
+        });
+        Some(SpectrumMoments { mean, variance: (around + 2.0 * below) / n as f64 })
+    }
+}
+
+/// Mean and variance of a Laplacian's eigenvalues.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SpectrumMoments {
+    /// `Tr L/n`.
+    pub mean: f64,
+    /// `Tr L²/n − (Tr L/n)²`.
+    pub variance: f64,
+}

@@ -1,0 +1,174 @@
+//! Mixtures of experts.
+//!
+//! Tokens are grouped by expert, and each group goes through its expert as one
+//! matrix product. The results are then summed per token in descending order of
+//! the router's score, so that a token's sum never depends on the other tokens.
+
+#![allow(unsafe_code)]
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use crate::activation::{ActivationFunction, gated};
+use crate::linear::Linear;
+use crate::product::{Output, fill};
+use crate::router::Routing;
+use crate::tensor::{self, Values};
+use crate::{Error, Result};
+
+const OP: &str = "moe";
+
+/// The experts of one layer, each a gated feed-forward network.
+#[derive(Clone, Debug)]
+pub struct Experts {
+    gate_up: Vec<Linear>,
+    down: Vec<Linear>,
+    d_model: usize,
+    d_expert: usize,
+}
+
+impl Experts {
+    /// Experts `e` with `gate_up[e]` from `d` to `2m`, the gate's outputs in the first
+    /// half, and `down[e]` from `m` to `d`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] if the numbers or the widths do not agree, or without experts.
+    pub fn new(gate_up: Vec<Linear>, down: Vec<Linear>) -> Result<Self> {
+        let (Some(first), true) = (down.first(), gate_up.len() == down.len()) else {
+            let expected = format!("[{} experts], at least 1", gate_up.len());
+            return Err(Error::shape(OP, "down", expected, &[down.len()]));
+        };
+        let (d_model, d_expert) = (first.d_out(), first.d_in());
+        for (gate_up, down) in gate_up.iter().zip(&down) {
+            if [gate_up.d_out(), gate_up.d_in()] != [2 * d_expert, d_model] {
+                let expected = format!("[{}, {d_model}]", 2 * d_expert);
+                let got = [gate_up.d_out(), gate_up.d_in()];
+                return Err(Error::shape(OP, "gate_up", expected, &got));
+            }
+            if [down.d_out(), down.d_in()] != [d_model, d_expert] {
+                let expected = format!("[{d_model}, {d_expert}]");
+                return Err(Error::shape(OP, "down", expected, &[down.d_out(), down.d_in()]));
+            }
+        }
+        Ok(Self { gate_up, down, d_model, d_expert })
+    }
+
+    /// Number of experts.
+    pub fn n_experts(&self) -> usize {
+        self.down.len()
+    }
+}
+
+/// `y_t = Σ_r w_tr · down(f(gate(x_t)) · up(x_t))`, expert `indices[t, r]`.
+///
+/// # Shapes
+///
+/// `x [n, d]`, routing of the same `n` tokens; gives `[n, d]`.
+///
+/// # Numerics
+///
+/// `f32`, summed in ascending rank `r`; each token's result is bit-identical
+/// whichever tokens come with it.
+///
+/// # Errors
+///
+/// [`Error::Shape`]; [`Error::Range`] for an index that is no expert;
+/// [`Error::DType`], [`Error::Device`], [`Error::NonContiguous`].
+pub fn moe(
+    x: &Tensor,
+    routing: &Routing,
+    experts: &Experts,
+    f: ActivationFunction,
+) -> Result<Tensor> {
+    let values = Values::new(OP, "x", x)?;
+    let d = experts.d_model;
+    let n = match values.dims() {
+        &[n, width] if width == d => n,
+        dims => return Err(Error::shape(OP, "x", format!("[n, {d}]"), dims)),
+    };
+    let k = match routing.indices.dims() {
+        &[rows, k] if rows == n => k,
+        dims => return Err(Error::shape(OP, "indices", format!("[{n}, k]"), dims)),
+    };
+    let weights = Values::new(OP, "weights", &routing.weights)?;
+    if weights.dims() != [n, k] {
+        return Err(Error::shape(OP, "weights", format!("[{n}, {k}]"), weights.dims()));
+    }
+    let indices: Vec<u32> = routing
+        .indices
+        .flatten_all()
+        .and_then(|indices| indices.to_vec1())
+        .map_err(Error::candle(OP))?;
+
+    // The slots (token · k + rank) of each expert, ascending.
+    let mut groups = vec![Vec::new(); experts.n_experts()];
+    for (slot, &index) in indices.iter().enumerate() {
+        match groups.get_mut(index as usize) {
+            Some(group) => group.push(slot),
+            None => {
+                let expected = format!("below {}, the number of experts", experts.n_experts());
+                return Err(Error::range(OP, "expert index", expected, index));
+            }
+        }
+    }
+    // Where each slot's output is: expert and row within its group.
+    let mut places = vec![(0, 0); indices.len()];
+    for (expert, group) in groups.iter().enumerate() {
+        for (row, &slot) in group.iter().enumerate() {
+            places[slot] = (expert, row);
+        }
+    }
+
+    let rows = values.rows();
+    let outputs: Vec<Option<Tensor>> = groups
+        .par_iter()
+        .enumerate()
+        .with_max_len(1)
+        .map(|(expert, group)| {
+            if group.is_empty() {
+                return Ok(None);
+            }
+            let fused = gather(&experts.gate_up[expert], group.len(), |i| rows.row(group[i] / k))?;
+            let half = |start: usize| fused.narrow(1, start, experts.d_expert);
+            let gate = half(0).map_err(Error::candle(OP))?;
+            let up = half(experts.d_expert).map_err(Error::candle(OP))?;
+            experts.down[expert].forward(&gated(f, &gate, &up)?).map(Some)
+        })
+        .collect::<Result<_>>()?;
+
+    let outputs: Vec<Option<Values>> = outputs
+        .iter()
+        .map(|output| output.as_ref().map(|y| Values::new(OP, "output", y)).transpose())
+        .collect::<Result<_>>()?;
+    let weight_rows = weights.rows();
+    let write = |token: usize, y: &mut [f32]| {
+        y.fill(0.0);
+        for (&(expert, row), &weight) in places[token * k..].iter().zip(weight_rows.row(token)) {
+            if let Some(output) = &outputs[expert] {
+                for (y, &output) in y.iter_mut().zip(&output.data()[row * d..][..d]) {
+                    *y = weight.mul_add(output, *y);
+                }
+            }
+        }
+    };
+    // SAFETY: `y` is filled with zeros first.
+    unsafe { tensor::by_rows(OP, &[n, d], d, write) }
+}
+
+/// Rows `x(0..m)` through a layer.
+fn gather<'x>(layer: &Linear, m: usize, x: impl Fn(usize) -> &'x [f32] + Sync) -> Result<Tensor> {
+    let dims = [m, layer.d_out()];
+    match layer {
+        Linear::Dense(dense) => {
+            let size = tensor::size(OP, "hidden", &dims)?;
+            // SAFETY: the product writes every element.
+            let values = unsafe { fill(size, |y: Output| dense.apply(m, x, y)) };
+            tensor::tensor(OP, values, &dims)
+        }
+        Linear::Quantized(_) => {
+            let rows: Vec<f32> = (0..m).flat_map(|i| x(i).iter().copied()).collect();
+            layer.forward(&tensor::tensor(OP, rows, &[m, layer.d_in()])?)
+        }
+    }
+}

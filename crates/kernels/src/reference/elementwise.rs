@@ -1,0 +1,36 @@
+use crate::activation::ActivationFunction;
+
+/// `w_i x_i / √(mean x² + ε)`.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
+    let mean = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / x.len() as f64;
+    let scale = 1.0 / (mean + eps).sqrt();
+    x.iter().zip(weight).map(|(&x, &w)| f64::from(w) * (f64::from(x) * scale)).collect()
+}
+
+/// The activation function at `x`.
+pub fn activation(f: ActivationFunction, x: f64) -> f64 {
+    match f {
+        ActivationFunction::Silu => x / (1.0 + (-x).exp()),
+        ActivationFunction::Gelu => {
+            0.5 * x * candle_core::cpu::erf::erfc_f64(-x / std::f64::consts::SQRT_2)
+        }
+        ActivationFunction::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        ActivationFunction::Relu => x.max(0.0),
+    }
+}
+
+/// Rotates the first `2 · inv_freq.len()` elements of `x`, the vector of one head at `pos`.
+pub fn rotary(x: &[f32], inv_freq: &[f64], attention_scale: f64, pos: usize) -> Vec<f64> {
+    let mut y: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let half = inv_freq.len();
+    for (i, frequency) in inv_freq.iter().enumerate() {
+        let (low, high) = (f64::from(x[i]), f64::from(x[half + i]));
+        let (sin, cos) = (pos as f64 * frequency).sin_cos();
+        y[i] = attention_scale * (low * cos - high * sin);
+        y[half + i] = attention_scale * (high * cos + low * sin);
+    }
+    y
+}

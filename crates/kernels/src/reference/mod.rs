@@ -1,0 +1,19 @@
+//! Plain implementations: loops and `f64`, the specification of the fast ones.
+
+mod attention;
+mod eigh;
+mod elementwise;
+mod graph;
+mod linear;
+mod moe;
+mod router;
+mod signal;
+
+pub use attention::{AttentionCase, AttentionValues, attention};
+pub use eigh::eigh;
+pub use elementwise::{activation, rms_norm, rotary};
+pub use graph::{laplacian, symmetric_weights};
+pub use linear::linear;
+pub use moe::moe_token;
+pub use router::route_softmax_top_k;
+pub use signal::{dirichlet_energy, entropy, mode_energies, moments};

@@ -1,0 +1,445 @@
+//! A signal on the nodes of a graph: energies, Fourier modes and their entropies.
+//!
+//! The signal is `X [n, d]`, one row per token; `L = UΛUᵀ` a Laplacian with
+//! eigenvalues ascending.
+//!
+//! The decision that shapes this file: the Dirichlet energy is taken from the
+//! Gram matrix, `Tr(XᵀLX) = ⟨L, XXᵀ⟩`. The Gram matrix is built once per layer
+//! and every head's graph then costs one pass over its weights, whatever the
+//! width of the residual stream.
+//!
+//! A quantity that has no value for its input, such as a ratio to the energy of
+//! a zero signal, is [`Null`] with the reason, never a number made up by an ε.
+
+use candle_core::{DType, Tensor};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+use crate::eigh::Eigen;
+use crate::graph::LANES;
+use crate::laplacian::LaplacianOperator;
+use crate::{Error, Result};
+
+/// Why a quantity has no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Null {
+    /// Fewer than two nodes: there is no second-smallest eigenvalue, and `ln n` is 0.
+    TooFewNodes,
+    /// Every eigenvalue is 0: the graph has no edges but self-loops.
+    ZeroSpectrum,
+    /// The signal is 0 on every node.
+    ZeroSignal,
+}
+
+impl Null {
+    /// The name written into tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TooFewNodes => "too few nodes",
+            Self::ZeroSpectrum => "zero spectrum",
+            Self::ZeroSignal => "zero signal",
+        }
+    }
+}
+
+impl std::fmt::Display for Null {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A quantity, or the reason why it has none.
+pub type Value = std::result::Result<f64, Null>;
+
+/// A signal `X [n, d]` in `f64`, one row per node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Signal {
+    n_nodes: usize,
+    d: usize,
+    values: Vec<f64>,
+}
+
+impl Signal {
+    /// Takes row-major values.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless there are `n_nodes · d` of them,
+    /// [`Error::NonFinite`] where one is infinite or not a number.
+    pub fn new(values: Vec<f64>, n_nodes: usize, d: usize) -> Result<Self> {
+        if n_nodes.checked_mul(d) != Some(values.len()) {
+            return Err(Error::shape(
+                "graph signal",
+                "signal",
+                format_args!("[{n_nodes}, {d}]"),
+                &[values.len()],
+            ));
+        }
+        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::NonFinite {
+                op: "graph signal",
+                what: "signal",
+                index: vec![index / d, index % d],
+                value: values[index],
+            });
+        }
+        Ok(Self { n_nodes, d, values })
+    }
+
+    /// Copies a tensor `[pos, d_model]` of any float dtype.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless there are two axes, [`Error::NonFinite`],
+    /// [`Error::Candle`].
+    pub fn from_tensor(tensor: &Tensor) -> Result<Self> {
+        const OP: &str = "graph signal";
+        let &[n_nodes, d] = tensor.dims() else {
+            return Err(Error::shape(OP, "signal", "[pos, d_model]", tensor.dims()));
+        };
+        let values = tensor
+            .flatten_all()
+            .and_then(|t| t.to_dtype(DType::F64))
+            .and_then(|t| t.to_vec1::<f64>())
+            .map_err(Error::candle(OP))?;
+        Self::new(values, n_nodes, d)
+    }
+
+    /// Number of nodes.
+    pub fn n_nodes(&self) -> usize {
+        self.n_nodes
+    }
+
+    /// Width.
+    pub fn d(&self) -> usize {
+        self.d
+    }
+
+    /// The values, row-major.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// The signal on all nodes but the first.
+    #[must_use]
+    pub fn without_first(mut self) -> Self {
+        self.values.drain(..self.d.min(self.values.len()));
+        self.n_nodes = self.n_nodes.saturating_sub(1);
+        self
+    }
+
+    /// The signal less its mean over the nodes.
+    #[must_use]
+    pub fn centred(mut self) -> Self {
+        if self.values.is_empty() {
+            return self;
+        }
+        let mut mean = vec![0.0; self.d];
+        for row in self.values.chunks_exact(self.d) {
+            for (m, v) in mean.iter_mut().zip(row) {
+                *m += v;
+            }
+        }
+        for m in &mut mean {
+            *m /= self.n_nodes as f64;
+        }
+        for row in self.values.chunks_exact_mut(self.d) {
+            for (v, m) in row.iter_mut().zip(&mean) {
+                *v -= m;
+            }
+        }
+        self
+    }
+
+    /// The signal with every row scaled to unit norm, and the number of rows
+    /// that are 0 and therefore stay 0: they carry no energy.
+    #[must_use]
+    pub fn unit_rows(mut self) -> (Self, usize) {
+        if self.d == 0 {
+            let zero_rows = self.n_nodes;
+            return (self, zero_rows);
+        }
+        let mut zero_rows = 0;
+        for row in self.values.chunks_exact_mut(self.d) {
+            // Scaled by the largest entry first, so that squares neither
+            // overflow nor vanish.
+            let largest = row.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+            if largest == 0.0 {
+                zero_rows += 1;
+                continue;
+            }
+            let norm = row.iter().map(|v| (v / largest) * (v / largest)).sum::<f64>().sqrt();
+            for v in row.iter_mut() {
+                *v = *v / largest / norm;
+            }
+        }
+        (self, zero_rows)
+    }
+
+    /// Number of rows that are 0.
+    pub fn n_zero_rows(&self) -> usize {
+        if self.d == 0 {
+            return self.n_nodes;
+        }
+        let rows = self.values.chunks_exact(self.d);
+        rows.filter(|row| row.iter().all(|v| *v == 0.0)).count()
+    }
+
+    /// `‖X‖² = Tr(XᵀX)`.
+    pub fn energy(&self) -> f64 {
+        self.values.chunks(self.d.max(1)).map(|row| row.iter().map(|v| v * v).sum::<f64>()).sum()
+    }
+
+    /// `XXᵀ`, for [`dirichlet_energy`].
+    ///
+    /// # Numerics
+    /// `f64`; blocks of fixed size, so that the bits do not depend on the number of threads.
+    ///
+    /// # Errors
+    /// [`Error::Range`] above [`crate::laplacian::MAX_DENSE_NODES`].
+    pub fn gram(&self) -> Result<Gram> {
+        if self.n_nodes > crate::laplacian::MAX_DENSE_NODES {
+            return Err(Error::range(
+                "gram matrix",
+                "number of nodes",
+                format_args!("at most {}", crate::laplacian::MAX_DENSE_NODES),
+                self.n_nodes,
+            ));
+        }
+        const BLOCK: usize = 128;
+        let stride = self.n_nodes.next_multiple_of(LANES);
+        let mut lower = vec![0.0; stride * stride];
+        if self.d > 0 {
+            lower.par_chunks_mut(BLOCK * stride.max(1)).enumerate().for_each(|(block, rows)| {
+                let start = block * BLOCK;
+                let end = (start + BLOCK).min(self.n_nodes);
+                if start >= end {
+                    return;
+                }
+                let x = MatRef::from_row_major_slice(&self.values, self.n_nodes, self.d);
+                matmul(
+                    // The row-major constructor of faer 0.24 takes its stride for the
+                    // distance between columns.
+                    MatMut::from_column_major_slice_with_stride_mut(rows, end, end - start, stride)
+                        .transpose_mut(),
+                    Accum::Replace,
+                    x.subrows(start, end - start),
+                    x.subrows(0, end).transpose(),
+                    1.0,
+                    Par::Seq,
+                );
+            });
+        }
+        Ok(Gram { n_nodes: self.n_nodes, stride, lower })
+    }
+}
+
+/// The Gram matrix `XXᵀ` of a signal.
+#[derive(Debug, Clone)]
+pub struct Gram {
+    n_nodes: usize,
+    /// A whole number of blocks.
+    stride: usize,
+    /// Row-major; on and below the diagonal, zero in the padding.
+    lower: Vec<f64>,
+}
+
+impl Gram {
+    /// Number of nodes.
+    pub fn n_nodes(&self) -> usize {
+        self.n_nodes
+    }
+}
+
+/// `Tr(XᵀLX) = Σ_k λ_k e_k`, without an eigendecomposition.
+///
+/// ```
+/// use kernels::graph::{PatternView, SymmetricGraph};
+/// use kernels::laplacian::{Laplacian, LaplacianOperator};
+/// use kernels::signal::{Signal, dirichlet_energy};
+/// // One edge of weight ½ between values 1 and 3: ½ · (1 − 3)² = 2.
+/// let a = [1.0, 0.0, 1.0, 0.0];
+/// let graph = SymmetricGraph::from_pattern(PatternView::new(&a, 2, 2)?)?;
+/// let laplacian = LaplacianOperator::new(&graph, Laplacian::Combinatorial);
+/// let signal = Signal::new(vec![1.0, 3.0], 2, 1)?;
+/// assert_eq!(dirichlet_energy(&laplacian, &signal.gram()?)?, 2.0);
+/// # Ok::<(), kernels::Error>(())
+/// ```
+///
+/// # Numerics
+/// `Σ_i L_ii G_ii + 2 Σ_{i>j} L_ij G_ij` in `f64`: absolute error of a few
+/// `ε ‖L‖ ‖X‖²`.
+///
+/// # Errors
+/// [`Error::Shape`] unless the Gram matrix has one row per node.
+pub fn dirichlet_energy(laplacian: &LaplacianOperator<'_>, gram: &Gram) -> Result<f64> {
+    if gram.n_nodes != laplacian.n_nodes() {
+        return Err(Error::shape(
+            "dirichlet energy",
+            "signal",
+            format_args!("{} rows, one per node", laplacian.n_nodes()),
+            &[gram.n_nodes],
+        ));
+    }
+    let scale = laplacian.padded_scale();
+    let blocks = scale.as_chunks::<LANES>().0;
+    let cross = laplacian.graph().sum_below_diagonal(|i, block, weights| {
+        let row = &gram.lower[i * gram.stride + block * LANES..][..LANES];
+        std::array::from_fn(|c| scale[i] * weights[c] * (blocks[block][c] * row[c]))
+    });
+    let own: f64 = laplacian
+        .diagonal()
+        .iter()
+        .enumerate()
+        .map(|(i, value)| value * gram.lower[i * gram.stride + i])
+        .sum();
+    Ok(own - 2.0 * cross)
+}
+
+/// Rayleigh quotient `Tr(XᵀLX)/‖X‖²`: high is rough. Null for a zero signal.
+pub fn rayleigh_quotient(dirichlet: f64, energy: f64) -> Value {
+    if energy == 0.0 {
+        return Err(Null::ZeroSignal);
+    }
+    Ok(dirichlet / energy)
+}
+
+/// Smoothness `1 − Tr(XᵀLX)/(λ_max ‖X‖²)`: high is smooth. Null where `λ_max`
+/// or the signal is 0.
+///
+/// # References
+/// arXiv 2601.00791.
+pub fn smoothness(dirichlet: f64, lambda_max: f64, energy: f64) -> Value {
+    let quotient = rayleigh_quotient(dirichlet, energy)?;
+    if lambda_max == 0.0 {
+        return Err(Null::ZeroSpectrum);
+    }
+    Ok(1.0 - quotient / lambda_max)
+}
+
+/// Connectivity ratio `λ₂/λ_max`. Null where `λ_max` is 0.
+pub fn connectivity_ratio(fiedler: f64, lambda_max: f64) -> Value {
+    if lambda_max == 0.0 {
+        return Err(Null::ZeroSpectrum);
+    }
+    Ok(fiedler / lambda_max)
+}
+
+/// Energy of each mode of the graph Fourier transform: `e_k = ‖(UᵀX)_k‖²`.
+///
+/// # Numerics
+/// `f64`; blocks of fixed size, so that the bits do not depend on the number of
+/// threads. Where eigenvalues coincide, the split among their modes is arbitrary.
+///
+/// # Errors
+/// [`Error::Shape`] unless the signal has one row per eigenvector.
+pub fn mode_energies(eigen: &Eigen, signal: &Signal) -> Result<Vec<f64>> {
+    const BLOCK: usize = 64;
+    let n = eigen.values().len();
+    if signal.n_nodes != n {
+        return Err(Error::shape(
+            "graph fourier transform",
+            "signal",
+            format_args!("{n} rows, one per node"),
+            &[signal.n_nodes, signal.d],
+        ));
+    }
+    let x = MatRef::from_row_major_slice(&signal.values, n, signal.d);
+    let blocks: Vec<Vec<f64>> = (0..signal.d.div_ceil(BLOCK))
+        .into_par_iter()
+        .map(|block| {
+            let start = block * BLOCK;
+            let width = BLOCK.min(signal.d - start);
+            let mut modes = vec![0.0; n * width];
+            matmul(
+                MatMut::from_row_major_slice_mut(&mut modes, n, width),
+                Accum::Replace,
+                eigen.vectors().transpose(),
+                x.subcols(start, width),
+                1.0,
+                Par::Seq,
+            );
+            modes.chunks_exact(width).map(|mode| mode.iter().map(|v| v * v).sum()).collect()
+        })
+        .collect();
+    let mut energies = vec![0.0; n];
+    for block in blocks {
+        for (total, part) in energies.iter_mut().zip(block) {
+            *total += part;
+        }
+    }
+    Ok(energies)
+}
+
+/// High-frequency energy ratio `Σ_{k ≥ ⌊n/2⌋} e_k / Σ e_k`: the cut is the
+/// median index. Null for a zero signal.
+///
+/// ```
+/// assert_eq!(kernels::signal::high_frequency_energy_ratio(&[1.0, 2.0, 1.0]), Ok(0.75));
+/// ```
+///
+/// # References
+/// arXiv 2601.00791.
+pub fn high_frequency_energy_ratio(energies: &[f64]) -> Value {
+    let total: f64 = energies.iter().sum();
+    if total == 0.0 {
+        return Err(Null::ZeroSignal);
+    }
+    Ok(energies[energies.len() / 2..].iter().sum::<f64>() / total)
+}
+
+/// Spectral entropy `−Σ p_k ln p_k` in nats, `p_k = e_k/Σe`. Null for a zero signal.
+///
+/// ```
+/// use kernels::signal::{Null, spectral_entropy};
+/// assert_eq!(spectral_entropy(&[1.0, 1.0]), Ok(2.0_f64.ln()));
+/// assert_eq!(spectral_entropy(&[0.0, 0.0]), Err(Null::ZeroSignal));
+/// ```
+pub fn spectral_entropy(energies: &[f64]) -> Value {
+    entropy_of_shares(energies).ok_or(Null::ZeroSignal)
+}
+
+/// An entropy in nats over its largest possible value, `ln n`. Null below two nodes.
+pub fn over_log_n(entropy: f64, n: usize) -> Value {
+    if n < 2 {
+        return Err(Null::TooFewNodes);
+    }
+    Ok(entropy / (n as f64).ln())
+}
+
+/// Eigenvalue entropy `−Σ q ln q` in nats, `q = λ/Σλ`. Null where every
+/// eigenvalue is 0.
+///
+/// # Numerics
+/// A Laplacian has no negative eigenvalues: those that a solver returns within
+/// `n ε λ_max` below 0 are zeros that were rounded, and count as 0.
+///
+/// # Errors
+/// [`Error::Range`] for an eigenvalue further below 0.
+pub fn eigenvalue_entropy(values: &[f64]) -> Result<Value> {
+    let largest = values.iter().fold(0.0_f64, |m, v| m.max(*v));
+    let rounding = values.len() as f64 * f64::EPSILON * largest;
+    let mut rounded = values.to_vec();
+    for value in &mut rounded {
+        let plausible = *value >= -rounding;
+        if !plausible {
+            return Err(Error::range("eigenvalue entropy", "eigenvalue", "at least 0", *value));
+        }
+        if *value < 0.0 {
+            *value = 0.0;
+        }
+    }
+    Ok(entropy_of_shares(&rounded).ok_or(Null::ZeroSpectrum))
+}
+
+/// `−Σ p ln p` of the shares of non-negative weights; `None` where all are 0.
+fn entropy_of_shares(weights: &[f64]) -> Option<f64> {
+    let total: f64 = weights.iter().sum();
+    if total == 0.0 {
+        return None;
+    }
+    let sum: f64 =
+        weights.iter().filter(|w| **w > 0.0).map(|w| (w / total) * (w / total).ln()).sum();
+    // A single weight holds all: 0, not −0.
+    Some(0.0 - sum)
+}

@@ -1,0 +1,145 @@
+use candle_core::{Device, Tensor};
+use kernels::Error;
+use kernels::activation::{ActivationFunction, activate, gated};
+use kernels::norm::rms_norm;
+use kernels::reference;
+use kernels::rotary::{RotaryTables, rotary};
+use testkit::{Data, Tolerance, assert_close, assert_tensor_bits, assert_tensor_close, guarded};
+
+use crate::on_threads;
+
+const FUNCTIONS: [ActivationFunction; 4] = [
+    ActivationFunction::Silu,
+    ActivationFunction::Gelu,
+    ActivationFunction::GeluTanh,
+    ActivationFunction::Relu,
+];
+
+#[test]
+fn activations_are_the_reference() {
+    for f in FUNCTIONS {
+        for n in testkit::cases::SIZES {
+            let mut data = Data::new(n as u64);
+            let x = data.skewed(n);
+            let expected: Vec<f64> =
+                x.iter().map(|&x| reference::activation(f, f64::from(x))).collect();
+            let x = Tensor::from_vec(x, n, &Device::Cpu).unwrap();
+            let y: Vec<f32> = activate(f, &guarded(&x)).unwrap().to_vec1().unwrap();
+            let scale: Vec<f32> = x.to_vec1().unwrap();
+            for ((y, expected), x) in y.iter().zip(&expected).zip(scale) {
+                let tolerance = Tolerance::absolute(
+                    8.0 * f64::from(f32::EPSILON) * f64::from(x.abs()),
+                    "8 ulps of |x|: one exponential, one division, a polynomial",
+                );
+                assert_close(&format!("{f:?} at {x}"), &[*y], &[*expected], tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_at_the_edges() {
+    let x = Tensor::new(&[f32::NAN, 0.0, -200.0, 200.0, f32::INFINITY], &Device::Cpu).unwrap();
+    for f in FUNCTIONS {
+        let y: Vec<f32> = activate(f, &x).unwrap().to_vec1().unwrap();
+        assert!(y[0].is_nan(), "{f:?}");
+        assert_eq!(y[1..4], [0.0, 0.0, 200.0], "{f:?}");
+        assert_eq!(y[4], f32::INFINITY, "{f:?}");
+    }
+}
+
+#[test]
+fn gated_halves_of_one_tensor() {
+    for f in FUNCTIONS {
+        for (n, d) in [(0, 8), (3, 0), (1, 1), (5, 31), (64, 33), (513, 128)] {
+            let mut data = Data::new(d as u64);
+            let fused = guarded(&data.tensor(&[n, 2 * d]));
+            let (gate, up) = (fused.narrow(1, 0, d).unwrap(), fused.narrow(1, d, d).unwrap());
+            let y = gated(f, &gate, &up).unwrap();
+            let (gates, ups) = (gate.contiguous().unwrap(), up.contiguous().unwrap());
+            let expected = (activate(f, &gates).unwrap() * &ups).unwrap();
+            assert_tensor_bits(&format!("{f:?} {n} × {d}"), &y, &expected);
+            let again = on_threads(1, || gated(f, &gate, &up).unwrap());
+            assert_tensor_bits("threads", &again, &y);
+        }
+    }
+    let mut data = Data::new(1);
+    let (gate, up) = (data.tensor(&[2, 3]), data.tensor(&[2, 4]));
+    let result = gated(ActivationFunction::Silu, &gate, &up);
+    assert!(matches!(result, Err(Error::Shape { what: "up", .. })));
+}
+
+#[test]
+fn rms_norm_is_the_reference() {
+    for d in [1, 2, 15, 16, 17, 31, 32, 33, 576, 65_537] {
+        for n in [0, 1, 3, 40] {
+            let mut data = Data::new(d as u64);
+            let x = Tensor::from_vec(data.skewed(n * d), (n, d), &Device::Cpu).unwrap();
+            let weight = data.tensor(&[d]);
+            let w: Vec<f32> = weight.to_vec1().unwrap();
+            let expected: Vec<f64> = (0..n)
+                .flat_map(|i| {
+                    let row: Vec<f32> = x.get(i).unwrap().to_vec1().unwrap();
+                    reference::rms_norm(&row, &w, 1e-5)
+                })
+                .collect();
+            let y = rms_norm(&guarded(&x), &guarded(&weight), 1e-5).unwrap();
+            let tolerance = Tolerance::relative(3e-7, "three f32 roundings");
+            assert_tensor_close(&format!("{n} × {d}"), &y, &[n, d], &expected, tolerance);
+            for i in 0..n {
+                let alone = rms_norm(&x.narrow(0, i, 1).unwrap(), &weight, 1e-5).unwrap();
+                assert_tensor_bits("alone", &alone, &y.narrow(0, i, 1).unwrap());
+            }
+        }
+    }
+    let mut data = Data::new(1);
+    let (x, weight) = (data.tensor(&[2, 3]), data.tensor(&[2]));
+    assert!(matches!(rms_norm(&x, &weight, 1e-5), Err(Error::Shape { what: "weight", .. })));
+    // Zeros stay zeros.
+    let zeros = Tensor::zeros((2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert_tensor_bits("zeros", &rms_norm(&zeros, &weight, 1e-5).unwrap(), &zeros);
+}
+
+#[test]
+fn rotary_is_the_reference() {
+    for (b, t, h, d, d_rot) in
+        [(1, 5, 2, 8, 8), (2, 3, 1, 33, 32), (3, 17, 5, 64, 16), (1, 0, 2, 4, 4), (2, 4, 3, 5, 0)]
+    {
+        let mut data = Data::new(d as u64);
+        let x = data.tensor(&[b, t, h, d]);
+        let inv_freq: Vec<f64> =
+            (0..d_rot / 2).map(|i| 10_000f64.powf(-2.0 * i as f64 / d_rot as f64)).collect();
+        let offsets: Vec<usize> = (0..b).map(|row| row * 1000).collect();
+        let tables = RotaryTables::new(&inv_freq, 1.25, 3000).unwrap();
+        assert_eq!((tables.d_rot(), tables.n_pos()), (d_rot, 3000));
+        let mut expected = Vec::new();
+        for row in 0..b {
+            for token in 0..t {
+                for head in 0..h {
+                    let x = x.get(row).unwrap().get(token).unwrap().get(head).unwrap();
+                    let x: Vec<f32> = x.to_vec1().unwrap();
+                    let pos = offsets[row] + token;
+                    expected.extend(reference::rotary(&x, &inv_freq, 1.25, pos));
+                }
+            }
+        }
+        // The elements that are not rotated stay, the scale is for the others alone.
+        let y = rotary(&guarded(&x), &tables, &offsets).unwrap();
+        let tolerance = Tolerance::of_max(3e-7, "rounded tables, two products, one sum");
+        assert_tensor_close(&format!("{b} {t} {h} {d}"), &y, &[b, t, h, d], &expected, tolerance);
+    }
+}
+
+#[test]
+fn rotary_refuses() {
+    let mut data = Data::new(1);
+    let tables = RotaryTables::new(&[1.0, 0.1], 1.0, 10).unwrap();
+    let x = data.tensor(&[1, 4, 1, 4]);
+    assert!(rotary(&x, &tables, &[6]).is_ok());
+    assert!(matches!(rotary(&x, &tables, &[7]), Err(Error::Range { what: "position", .. })));
+    assert!(matches!(rotary(&x, &tables, &[usize::MAX]), Err(Error::Range { .. })));
+    assert!(matches!(rotary(&x, &tables, &[0, 0]), Err(Error::Shape { what: "offsets", .. })));
+    let narrow = data.tensor(&[1, 4, 1, 3]);
+    assert!(matches!(rotary(&narrow, &tables, &[0]), Err(Error::Shape { what: "x", .. })));
+    assert!(RotaryTables::new(&[1.0; 2], 1.0, usize::MAX).is_err());
+}

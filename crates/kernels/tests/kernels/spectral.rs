@@ -1,0 +1,522 @@
+//! Attention graph, Laplacians, eigensolvers and graph signals.
+
+#![allow(clippy::unwrap_used)]
+
+use kernels::eigh::{eigenvalues, eigh};
+use kernels::graph::{PatternView, Patterns, SymmetricGraph};
+use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
+use kernels::laplacian::{Laplacian, LaplacianOperator};
+use kernels::signal::{self, Null, Signal};
+use kernels::{Error, reference};
+
+use super::graphs::{Random, attention_like, graph_of, head_mean};
+
+const KINDS: [Laplacian; 2] = [Laplacian::Combinatorial, Laplacian::SymmetricNormalized];
+
+fn close(what: &str, got: f64, expected: f64, tolerance: f64) {
+    let difference = (got - expected).abs();
+    assert!(difference <= tolerance, "{what}: {got:e}, expected {expected:e} within {tolerance:e}");
+}
+
+/// A pattern whose graph has the given edges, each of weight 1, and no self-loops.
+fn edges(n: usize, edges: impl IntoIterator<Item = (usize, usize)>) -> Vec<f32> {
+    let mut a = vec![0.0; n * n];
+    for (i, j) in edges {
+        a[i.max(j) * n + i.min(j)] = 2.0;
+    }
+    a
+}
+
+fn found(graph: &SymmetricGraph, kind: Laplacian) -> Extremes {
+    extremes(&LaplacianOperator::new(graph, kind), &LanczosOptions::default()).unwrap()
+}
+
+fn check_extremes(what: &str, graph: &SymmetricGraph, kind: Laplacian, fiedler: f64, largest: f64) {
+    let found = found(graph, kind);
+    let (low, high) = (found.fiedler.unwrap(), found.lambda_max.unwrap());
+    let scale = largest.max(1e-300);
+    close(&format!("{what}, {kind}: fiedler"), low.value, fiedler, 1e-12 * scale);
+    close(&format!("{what}, {kind}: largest"), high.value, largest, 1e-12 * scale);
+    assert!(low.residual <= 1e-8 * scale.max(1.0), "{what}: {low:?}");
+    assert!(high.residual <= 1e-8 * scale.max(1.0), "{what}: {high:?}");
+    assert!(found.seeds_agree, "{what}: {found:?}");
+}
+
+#[test]
+fn known_spectra() {
+    use std::f64::consts::PI;
+    for n in [2usize, 3, 4, 5, 8, 31, 32, 33] {
+        let m = n as f64;
+        let path = graph_of(&edges(n, (1..n).map(|i| (i - 1, i))), n);
+        check_extremes(
+            &format!("path of {n}"),
+            &path,
+            Laplacian::Combinatorial,
+            2.0 - 2.0 * (PI / m).cos(),
+            2.0 - 2.0 * (PI * (m - 1.0) / m).cos(),
+        );
+        check_extremes(
+            &format!("path of {n}"),
+            &path,
+            Laplacian::SymmetricNormalized,
+            1.0 - (PI / (m - 1.0)).cos(),
+            2.0,
+        );
+        let star = graph_of(&edges(n, (1..n).map(|i| (0, i))), n);
+        let (low, normalized) = if n == 2 { (2.0, 2.0) } else { (1.0, 1.0) };
+        check_extremes(&format!("star of {n}"), &star, Laplacian::Combinatorial, low, m);
+        check_extremes(
+            &format!("star of {n}"),
+            &star,
+            Laplacian::SymmetricNormalized,
+            normalized,
+            2.0,
+        );
+        let complete = graph_of(&edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j)))), n);
+        check_extremes(&format!("complete {n}"), &complete, Laplacian::Combinatorial, m, m);
+        check_extremes(
+            &format!("complete {n}"),
+            &complete,
+            Laplacian::SymmetricNormalized,
+            m / (m - 1.0),
+            m / (m - 1.0),
+        );
+        if n >= 3 {
+            let cycle = graph_of(&edges(n, (0..n).map(|i| (i, (i + 1) % n))), n);
+            let top = 2.0 - 2.0 * (2.0 * PI * (n / 2) as f64 / m).cos();
+            let low = 2.0 - 2.0 * (2.0 * PI / m).cos();
+            check_extremes(&format!("cycle of {n}"), &cycle, Laplacian::Combinatorial, low, top);
+            check_extremes(
+                &format!("cycle of {n}"),
+                &cycle,
+                Laplacian::SymmetricNormalized,
+                low / 2.0,
+                top / 2.0,
+            );
+        }
+    }
+}
+
+#[test]
+fn graphs_without_edges() {
+    for n in [2usize, 3, 7] {
+        let mut identity = vec![0.0; n * n];
+        for i in 0..n {
+            identity[i * n + i] = 0.3;
+        }
+        for kind in KINDS {
+            let graph = graph_of(&identity, n);
+            let found = found(&graph, kind);
+            let zero = Some(Certified { value: 0.0, residual: 0.0 });
+            assert_eq!((found.fiedler, found.lambda_max), (zero, zero), "{n} {kind}");
+            let operator = LaplacianOperator::new(&graph, kind);
+            assert_eq!(eigenvalues(&operator.dense().unwrap(), n).unwrap(), vec![0.0; n]);
+            assert_eq!(signal::connectivity_ratio(0.0, 0.0), Err(Null::ZeroSpectrum));
+        }
+        let empty = graph_of(&vec![0.0; n * n], n);
+        let operator = LaplacianOperator::new(&empty, Laplacian::SymmetricNormalized);
+        assert_eq!(operator.n_isolated(), n);
+        assert!(operator.null_vector().is_none());
+        check_extremes("no weights", &empty, Laplacian::SymmetricNormalized, 1.0, 1.0);
+        let found = found(&empty, Laplacian::Combinatorial);
+        assert_eq!(found.lambda_max.unwrap().value, 0.0);
+    }
+}
+
+#[test]
+fn the_smallest_graphs() {
+    for kind in KINDS {
+        let none = SymmetricGraph::from_pattern(PatternView::new(&[], 0, 0).unwrap()).unwrap();
+        let found_none = found(&none, kind);
+        assert_eq!((found_none.fiedler, found_none.lambda_max), (None, None));
+        assert!(LaplacianOperator::new(&none, kind).spectrum_moments().is_none());
+        assert!(eigenvalues(&[], 0).unwrap().is_empty());
+
+        let one = found(&graph_of(&[1.0], 1), kind);
+        assert_eq!((one.fiedler, one.lambda_max.unwrap().value), (None, 0.0));
+    }
+    let isolated = found(&graph_of(&[0.0], 1), Laplacian::SymmetricNormalized);
+    assert_eq!((isolated.fiedler, isolated.lambda_max.unwrap().value), (None, 1.0));
+}
+
+#[test]
+fn isolated_nodes_have_eigenvalue_one_when_normalized() {
+    // Nodes 0 and 3 joined, 1 and 2 alone.
+    let graph = graph_of(&edges(4, [(0, 3)]), 4);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    assert_eq!(operator.n_isolated(), 2);
+    let values = eigenvalues(&operator.dense().unwrap(), 4).unwrap();
+    for (value, expected) in values.into_iter().zip([0.0, 1.0, 1.0, 2.0]) {
+        close("eigenvalue", value, expected, 1e-14);
+    }
+    check_extremes("isolated", &graph, Laplacian::SymmetricNormalized, 1.0, 2.0);
+    check_extremes("isolated", &graph, Laplacian::Combinatorial, 0.0, 2.0);
+}
+
+#[test]
+fn a_graph_in_parts_has_a_fiedler_value_of_zero() {
+    for n in [4usize, 10, 64] {
+        let half = n / 2;
+        let pairs = (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
+        let parts = graph_of(&edges(n, pairs.filter(|(i, j)| (*i < half) == (*j < half))), n);
+        for kind in KINDS {
+            let found = found(&parts, kind);
+            let fiedler = found.fiedler.unwrap();
+            assert!(fiedler.value.abs() <= 1e-12 * n as f64, "{n} {kind}: {fiedler:?}");
+            assert!(found.seeds_agree);
+        }
+    }
+}
+
+/// Patterns like those of a language model, of sizes around the tiles of the implementation.
+fn patterns() -> Vec<(String, usize, Vec<Vec<f32>>)> {
+    let mut random = Random::new(7);
+    let mut cases = Vec::new();
+    for n in [1usize, 2, 3, 4, 5, 7, 31, 32, 33, 65] {
+        for (name, sharpness, sink) in [("flat", 0.5, 0.0), ("sink", 1.0, 5.0), ("sharp", 6.0, 2.0)]
+        {
+            let heads = (0..3).map(|_| attention_like(&mut random, n, sharpness, sink)).collect();
+            cases.push((format!("{name}, {n} tokens"), n, heads));
+        }
+    }
+    cases
+}
+
+fn wide(pattern: &[f32]) -> Vec<f64> {
+    pattern.iter().map(|&a| f64::from(a)).collect()
+}
+
+#[test]
+fn graph_and_laplacian_are_the_reference() {
+    for (name, n, heads) in patterns() {
+        let weights =
+            reference::symmetric_weights(&heads.iter().map(|a| wide(a)).collect::<Vec<_>>(), n);
+        let graph = head_mean(&heads, n);
+        for i in 0..n {
+            for j in 0..n {
+                // One rounding to f32 of weights of at most 1.
+                let got = f64::from(graph.weight(i, j));
+                close(&name, got, weights[i * n + j], 6e-8 * weights[i * n + j].abs());
+            }
+        }
+        for kind in KINDS {
+            let operator = LaplacianOperator::new(&graph, kind);
+            let dense = operator.dense().unwrap();
+            let stored: Vec<f64> =
+                (0..n * n).map(|k| f64::from(graph.weight(k / n, k % n))).collect();
+            let expected = reference::laplacian(&stored, n, kind);
+            let scale = expected.iter().fold(1.0_f64, |m, v| m.max(v.abs()));
+            for (got, expected) in dense.iter().zip(&expected) {
+                close(&name, *got, *expected, 1e-14 * scale);
+            }
+            let mut random = Random::new(3);
+            let x: Vec<f64> = (0..n).map(|_| random.uniform() - 0.5).collect();
+            let y = operator.apply(&x).unwrap();
+            for i in 0..n {
+                let row: f64 = (0..n).map(|j| expected[i * n + j] * x[j]).sum();
+                close(&name, y[i], row, 1e-14 * scale * n as f64);
+            }
+            if let Some(null) = operator.null_vector() {
+                for value in operator.apply(null).unwrap() {
+                    close(&format!("{name}: L times its null vector"), value, 0.0, 1e-14 * scale);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn eigenvalues_and_certificates_against_jacobi() {
+    for (name, n, heads) in patterns() {
+        for kind in KINDS {
+            for graph in [graph_of(&heads[0], n), head_mean(&heads, n)] {
+                let operator = LaplacianOperator::new(&graph, kind);
+                let dense = operator.dense().unwrap();
+                let (expected, vectors) = reference::eigh(&dense, n);
+                let scale = expected[n - 1].max(1.0);
+                let eigen = eigh(&dense, n).unwrap();
+                let values = eigenvalues(&dense, n).unwrap();
+                for k in 0..n {
+                    close(&name, values[k], expected[k], 1e-13 * scale * n as f64);
+                    close(&name, eigen.values()[k], expected[k], 1e-13 * scale * n as f64);
+                    let vector = eigen.vector(k);
+                    let product = operator.apply(&vector).unwrap();
+                    for (p, v) in product.iter().zip(&vector) {
+                        close(&name, *p, eigen.values()[k] * v, 1e-13 * scale * n as f64);
+                    }
+                }
+                let moments = operator.spectrum_moments().unwrap();
+                let (mean, variance) = reference::moments(&expected);
+                close(&name, moments.mean, mean, 1e-13 * scale * n as f64);
+                close(&name, moments.variance, variance, 1e-13 * scale * scale * n as f64);
+
+                let found = found(&graph, kind);
+                let largest = found.lambda_max.unwrap();
+                assert!(largest.residual <= 1e-8 * scale);
+                // An eigenvalue cannot be further away than the residual, and the
+                // Rayleigh quotient's error is of its square.
+                close(&name, largest.value, expected[n - 1], 1e-11 * scale);
+                if n >= 2 {
+                    let fiedler = found.fiedler.unwrap();
+                    assert!(fiedler.residual <= 1e-8 * scale);
+                    close(&name, fiedler.value, expected[1], 1e-11 * scale);
+                    assert!(fiedler.value >= expected[1] - 1e-13 * scale * n as f64);
+                    assert!(found.seeds_agree, "{name}: {found:?}");
+                }
+
+                let d = 5;
+                let mut random = Random::new(11);
+                let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+                let signal = Signal::new(x.clone(), n, d).unwrap();
+                let energy = signal.energy();
+                let dirichlet =
+                    signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap();
+                let expected_dirichlet = reference::dirichlet_energy(&dense, &x, n, d);
+                close(&name, dirichlet, expected_dirichlet, 1e-13 * scale * energy);
+                let energies = signal::mode_energies(&eigen, &signal).unwrap();
+                let by_modes: f64 =
+                    energies.iter().zip(eigen.values()).map(|(e, value)| e * value).sum();
+                close(&name, by_modes, dirichlet, 1e-12 * scale * energy);
+                // Modes of one eigenvalue may mix: their cumulative energy at gaps cannot.
+                let expected_energies = reference::mode_energies(&vectors, &x, n, d);
+                let (mut sum, mut expected_sum) = (0.0, 0.0);
+                for k in 0..n {
+                    sum += energies[k];
+                    expected_sum += expected_energies[k];
+                    if k + 1 == n || expected[k + 1] - expected[k] > 1e-6 * scale {
+                        close(&name, sum, expected_sum, 1e-6 * energy);
+                    }
+                }
+                close(&name, sum, energy, 1e-12 * energy);
+                close(
+                    &name,
+                    signal::spectral_entropy(&energies).unwrap(),
+                    reference::entropy(&energies),
+                    1e-12,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn permuting_tokens_changes_nothing() {
+    let mut random = Random::new(5);
+    let (n, d) = (37, 4);
+    let a = attention_like(&mut random, n, 2.0, 3.0);
+    let x: Vec<f64> = (0..n * d).map(|_| random.uniform()).collect();
+    let mut order: Vec<usize> = (0..n).collect();
+    for i in (1..n).rev() {
+        order.swap(i, (random.uniform() * (i + 1) as f64) as usize);
+    }
+    let mut permuted = vec![0.0; n * n];
+    let mut permuted_x = vec![0.0; n * d];
+    for i in 0..n {
+        for j in 0..n {
+            permuted[i * n + j] = a[order[i] * n + order[j]];
+        }
+        permuted_x[i * d..(i + 1) * d].copy_from_slice(&x[order[i] * d..(order[i] + 1) * d]);
+    }
+    for kind in KINDS {
+        let quantities = |a: &[f32], x: &[f64]| {
+            let graph = graph_of(a, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let signal = Signal::new(x.to_vec(), n, d).unwrap();
+            let found = found(&graph, kind);
+            let moments = operator.spectrum_moments().unwrap();
+            let eigen = eigh(&operator.dense().unwrap(), n).unwrap();
+            let energies = signal::mode_energies(&eigen, &signal).unwrap();
+            [
+                found.fiedler.unwrap().value,
+                found.lambda_max.unwrap().value,
+                moments.mean,
+                moments.variance,
+                signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap(),
+                signal::high_frequency_energy_ratio(&energies).unwrap(),
+                signal::spectral_entropy(&energies).unwrap(),
+                signal::eigenvalue_entropy(eigen.values()).unwrap().unwrap(),
+            ]
+        };
+        let (before, after) = (quantities(&a, &x), quantities(&permuted, &permuted_x));
+        for (k, (before, after)) in before.into_iter().zip(after).enumerate() {
+            close(&format!("{kind}, quantity {k}"), after, before, 1e-9 * before.abs().max(1.0));
+        }
+    }
+}
+
+#[test]
+fn a_pattern_may_be_a_strided_view() {
+    let mut random = Random::new(9);
+    let n = 21;
+    let a = attention_like(&mut random, n, 1.0, 2.0);
+    let plain = graph_of(&a, n);
+    let mut padded = vec![f32::NAN; n * (n + 6)];
+    for i in 0..n {
+        padded[i * (n + 6)..i * (n + 6) + n].copy_from_slice(&a[i * n..(i + 1) * n]);
+    }
+    let view = PatternView::new(&padded, n, n + 6).unwrap();
+    let strided = SymmetricGraph::from_pattern(view).unwrap();
+    assert_eq!(strided.degrees(), plain.degrees());
+
+    let without = SymmetricGraph::from_pattern(view.without_first()).unwrap();
+    assert_eq!(without.n_nodes(), n - 1);
+    for i in 1..n {
+        for j in 1..n {
+            assert_eq!(without.weight(i - 1, j - 1), plain.weight(i, j));
+        }
+    }
+    let one = PatternView::new(&[1.0], 1, 1).unwrap();
+    assert_eq!(one.without_first().n_tokens(), 0);
+
+    let device = candle_core::Device::Cpu;
+    let both = candle_core::Tensor::from_vec([a.clone(), a.clone()].concat(), (2, n, n), &device);
+    let part = both.unwrap().narrow(1, 0, 9).unwrap().narrow(2, 0, 9).unwrap();
+    let patterns = Patterns::new(&part).unwrap();
+    let graph = SymmetricGraph::mean(&patterns.heads().unwrap()).unwrap();
+    for i in 0..9 {
+        assert_eq!(graph.weight(i, 0), plain.weight(i, 0));
+    }
+    assert!(patterns.head(2).is_err());
+    assert!(Patterns::new(&part.narrow(1, 0, 3).unwrap()).is_err());
+    assert!(Patterns::new(&part.to_dtype(candle_core::DType::F64).unwrap()).is_err());
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let mut random = Random::new(13);
+    let (n, d) = (150, 70);
+    let heads: Vec<_> = (0..4).map(|_| attention_like(&mut random, n, 2.0, 3.0)).collect();
+    let x: Vec<f64> = (0..n * d).map(|_| random.uniform()).collect();
+    let all = || {
+        let graph = head_mean(&heads, n);
+        let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+        let signal = Signal::new(x.clone(), n, d).unwrap();
+        let eigen = eigh(&operator.dense().unwrap(), n).unwrap();
+        (
+            found(&graph, Laplacian::SymmetricNormalized),
+            signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap(),
+            signal::mode_energies(&eigen, &signal).unwrap(),
+        )
+    };
+    let run = |threads| {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(all)
+    };
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn preparing_a_signal() {
+    let signal = Signal::new(vec![9.0, 9.0, 1.0, 0.0, 3.0, 0.0, 2.0, 0.0], 4, 2).unwrap();
+    let signal = signal.without_first();
+    assert_eq!(signal.n_nodes(), 3);
+    let centred = signal.centred();
+    assert_eq!(centred.values(), [-1.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
+    let (unit, zero_rows) = centred.unit_rows();
+    assert_eq!((unit.values(), zero_rows), (&[-1.0, 0.0, 1.0, 0.0, 0.0, 0.0][..], 1));
+    assert_eq!(unit.energy(), 2.0);
+    // Norms that overflow and vanish when squared.
+    let (unit, zero_rows) =
+        Signal::new(vec![3e200, 4e200, 3e-200, 4e-200], 2, 2).unwrap().unit_rows();
+    assert_eq!(zero_rows, 0);
+    for (got, expected) in unit.values().iter().zip([0.6, 0.8, 0.6, 0.8]) {
+        close("unit row", *got, expected, 1e-15);
+    }
+    let none = Signal::new(vec![], 0, 2).unwrap().without_first().centred();
+    assert_eq!((none.n_nodes(), none.energy()), (0, 0.0));
+}
+
+#[test]
+fn values_that_do_not_exist() {
+    assert_eq!(signal::rayleigh_quotient(0.0, 0.0), Err(Null::ZeroSignal));
+    assert_eq!(signal::smoothness(0.0, 0.0, 1.0), Err(Null::ZeroSpectrum));
+    assert_eq!(signal::smoothness(1.0, 2.0, 4.0), Ok(0.875));
+    assert_eq!(signal::high_frequency_energy_ratio(&[0.0; 3]), Err(Null::ZeroSignal));
+    assert_eq!(signal::over_log_n(0.0, 1), Err(Null::TooFewNodes));
+    assert_eq!(signal::eigenvalue_entropy(&[0.0, 0.0]).unwrap(), Err(Null::ZeroSpectrum));
+    assert_eq!(signal::eigenvalue_entropy(&[-1e-17, 1.0]).unwrap(), Ok(0.0));
+    assert!(signal::eigenvalue_entropy(&[-1e-3, 1.0]).is_err());
+    assert!(signal::eigenvalue_entropy(&[f64::NAN, 1.0]).is_err());
+}
+
+#[test]
+fn bad_input_is_named() {
+    for value in [f32::NAN, f32::INFINITY, -0.25] {
+        for at in [4, 7] {
+            // On and above the diagonal.
+            let mut a = vec![0.5; 16];
+            a[at] = value;
+            let error = SymmetricGraph::from_pattern(PatternView::new(&a, 4, 4).unwrap());
+            match error.unwrap_err() {
+                Error::Weight { head: 0, query: 1, key, .. } => assert_eq!(key, at % 4),
+                other => panic!("{other}"),
+            }
+        }
+    }
+    assert!(PatternView::new(&[0.0; 8], 3, 3).is_err());
+    assert!(PatternView::new(&[0.0; 9], 3, 2).is_err());
+    assert!(PatternView::new(&[0.0; 9], usize::MAX, usize::MAX).is_err());
+    assert!(SymmetricGraph::mean(&[]).is_err());
+    let (two, three) = ([0.0; 4], [0.0; 9]);
+    let views = [PatternView::new(&two, 2, 2).unwrap(), PatternView::new(&three, 3, 3).unwrap()];
+    assert!(SymmetricGraph::mean(&views).is_err());
+
+    let graph = graph_of(&[1.0, 0.0, 0.5, 0.5], 2);
+    let operator = LaplacianOperator::new(&graph, Laplacian::Combinatorial);
+    assert!(operator.apply(&[1.0]).is_err());
+    assert!(graph.apply(&[1.0; 3]).is_err());
+    let signal = Signal::new(vec![1.0; 3], 3, 1).unwrap();
+    assert!(signal::dirichlet_energy(&operator, &signal.gram().unwrap()).is_err());
+    let eigen = eigh(&operator.dense().unwrap(), 2).unwrap();
+    assert!(signal::mode_energies(&eigen, &signal).is_err());
+    assert!(matches!(
+        Signal::new(vec![0.0, 1.0, 2.0, f64::NAN], 2, 2),
+        Err(Error::NonFinite { index, .. }) if index == [1, 1]
+    ));
+    assert!(Signal::new(vec![0.0; 3], 2, 2).is_err());
+    assert!(matches!(eigh(&[1.0, 0.0, f64::NAN, 1.0], 2), Err(Error::NonFinite { .. })));
+    assert!(eigenvalues(&[1.0], 2).is_err());
+    let options = |tolerance, max_steps| LanczosOptions { tolerance, max_steps, seeds: [1, 2] };
+    assert!(extremes(&operator, &options(0.0, 10)).is_err());
+    assert!(extremes(&operator, &options(f64::NAN, 10)).is_err());
+    assert!(extremes(&operator, &options(1e-8, 0)).is_err());
+}
+
+#[test]
+fn what_did_not_converge_is_handed_over() {
+    let mut random = Random::new(17);
+    let n = 200;
+    let graph = graph_of(&attention_like(&mut random, n, 4.0, 2.0), n);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let options = LanczosOptions { max_steps: 5, ..LanczosOptions::default() };
+    match extremes(&operator, &options) {
+        Err(Error::NotConverged { steps: 5, found, .. }) => {
+            let (found, exact) = (*found, found_exactly(&operator));
+            let fiedler = found.fiedler.unwrap();
+            // θ is an upper bound all the same, and some eigenvalue is within ρ.
+            assert!(fiedler.value >= exact[1] && fiedler.residual > 1e-8);
+            assert!(exact.iter().any(|v| (v - fiedler.value).abs() <= fiedler.residual));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn found_exactly(operator: &LaplacianOperator<'_>) -> Vec<f64> {
+    eigenvalues(&operator.dense().unwrap(), operator.n_nodes()).unwrap()
+}
+
+#[test]
+fn a_tolerance_below_rounding_is_not_reached() {
+    let mut random = Random::new(19);
+    let n = 64;
+    let graph = graph_of(&attention_like(&mut random, n, 1.0, 2.0), n);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let options = LanczosOptions { tolerance: 1e-18, ..LanczosOptions::default() };
+    match extremes(&operator, &options) {
+        Err(Error::NotConverged { found, .. }) => {
+            let exact = found_exactly(&operator);
+            close("fiedler", found.fiedler.unwrap().value, exact[1], 1e-13);
+            assert!(found.fiedler.unwrap().residual < 1e-13);
+        }
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,201 @@
+//! Keys and values of positions already seen.
+
+use candle_core::{DType, Device, Tensor};
+use hooks::Batch;
+
+use crate::{Error, Result};
+
+/// Positions that memory is first taken for.
+const FIRST: usize = 64;
+
+/// Keys (after rotary) and values of a batch's rows, layer by layer.
+///
+/// A row continues where the cache says it is: its offset is the number of its
+/// positions held. A smaller offset rewinds, and what was held from there on is
+/// overwritten. Memory is taken ahead and doubles when it is full, so that a
+/// decode step copies only its own keys.
+#[derive(Debug, Default)]
+pub struct KvCache {
+    /// `None`: nothing is kept, every batch starts at position 0.
+    layers: Option<Vec<Option<LayerCache>>>,
+}
+
+#[derive(Debug)]
+struct LayerCache {
+    /// `[batch, capacity, kv_head, d_head]`.
+    k: Tensor,
+    /// `[batch, capacity, kv_head, d_value]`.
+    v: Tensor,
+    /// Positions held, by row.
+    lengths: Vec<usize>,
+}
+
+impl KvCache {
+    /// A cache that keeps nothing: for prompts that are not continued.
+    pub fn off() -> Self {
+        Self { layers: None }
+    }
+
+    /// An empty cache.
+    pub fn new() -> Self {
+        Self { layers: Some(Vec::new()) }
+    }
+
+    /// Whether keys and values are kept.
+    pub fn keeps(&self) -> bool {
+        self.layers.is_some()
+    }
+
+    /// Positions held of each row in a layer; empty if there are none.
+    pub fn lengths(&self, layer: usize) -> &[usize] {
+        self.layer(layer).map_or(&[], |held| &held.lengths)
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        if let Some(layers) = &mut self.layers {
+            layers.clear();
+        }
+    }
+
+    fn layer(&self, layer: usize) -> Option<&LayerCache> {
+        self.layers.as_ref()?.get(layer)?.as_ref()
+    }
+
+    /// Whether these rows continue what the layer holds.
+    pub(crate) fn check(&self, layer: usize, batch: &Batch) -> Result<()> {
+        let held = self.lengths(layer);
+        let rows = batch.rows();
+        if !held.is_empty() && held.len() != rows.len() {
+            return Err(Error::CacheRows { rows: rows.len(), cached: held.len() });
+        }
+        for (row, info) in rows.iter().enumerate() {
+            let cached = held.get(row).copied().unwrap_or(0);
+            if info.offset > cached {
+                return Err(Error::CachePosition { row, layer, offset: info.offset, cached });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a batch's keys and values to a layer and returns all of them, from
+    /// position 0 to the longest row's last.
+    pub(crate) fn extend(
+        &mut self,
+        layer: usize,
+        k: Tensor,
+        v: Tensor,
+        lengths: &[usize],
+        offsets: &[usize],
+    ) -> Result<(Tensor, Tensor)> {
+        let Some(layers) = &mut self.layers else {
+            return Ok((k, v));
+        };
+        if layers.len() <= layer {
+            layers.resize_with(layer + 1, || None);
+        }
+        let ends: Vec<usize> = lengths.iter().zip(offsets).map(|(len, at)| len + at).collect();
+        let needed = ends.iter().copied().max().unwrap_or(0);
+        let capacity = match &layers[layer] {
+            Some(held) => held.k.dim(1)?,
+            None => 0,
+        };
+        if capacity < needed {
+            let capacity = needed.max(2 * capacity).next_multiple_of(FIRST);
+            let held = layers[layer].take();
+            let grow = |new: &Tensor, old: Option<&Tensor>| {
+                let (batch, _, heads, width) = new.dims4()?;
+                let shape = (batch, capacity, heads, width);
+                let grown = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+                if let Some(old) = old {
+                    grown.slice_set(old, 1, 0)?;
+                }
+                Ok::<_, Error>(grown)
+            };
+            layers[layer] = Some(LayerCache {
+                k: grow(&k, held.as_ref().map(|held| &held.k))?,
+                v: grow(&v, held.as_ref().map(|held| &held.v))?,
+                lengths: held.map_or_else(|| vec![0; lengths.len()], |held| held.lengths),
+            });
+        }
+        let Some(held) = &mut layers[layer] else {
+            return Ok((k, v));
+        };
+        for row in 0..lengths.len() {
+            for (into, new) in [(&held.k, &k), (&held.v, &v)] {
+                let new = new.narrow(0, row, 1)?.narrow(1, 0, lengths[row])?.contiguous()?;
+                into.narrow(0, row, 1)?.slice_set(&new, 1, offsets[row])?;
+            }
+            held.lengths[row] = ends[row];
+        }
+        Ok((held.k.narrow(1, 0, needed)?, held.v.narrow(1, 0, needed)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(values: &[&[f32]]) -> Tensor {
+        let len = values.iter().map(|row| row.len()).max().unwrap();
+        let padded: Vec<f32> = values
+            .iter()
+            .flat_map(|row| row.iter().copied().chain(std::iter::repeat(-1.0)).take(len))
+            .collect();
+        Tensor::from_vec(padded, (values.len(), len, 1, 1), &Device::Cpu).unwrap()
+    }
+
+    fn held(tensor: &Tensor) -> Vec<Vec<f32>> {
+        tensor.reshape((tensor.dim(0).unwrap(), ())).unwrap().to_vec2().unwrap()
+    }
+
+    #[test]
+    fn ragged_rows_continue_where_they_ended() {
+        let mut cache = KvCache::new();
+        let first = rows(&[&[1., 2., 3.], &[7.]]);
+        let (k, _) = cache.extend(0, first.clone(), first, &[3, 1], &[0, 0]).unwrap();
+        assert_eq!(k.dims(), [2, 3, 1, 1]);
+        assert_eq!(cache.lengths(0), [3, 1]);
+        let next = rows(&[&[4.], &[8.]]);
+        let (k, v) = cache.extend(0, next.clone(), next, &[1, 1], &[3, 1]).unwrap();
+        assert_eq!(held(&k)[0], [1., 2., 3., 4.]);
+        assert_eq!(held(&v)[1][..2], [7., 8.]);
+        // Rewinding overwrites.
+        let again = rows(&[&[9.], &[6.]]);
+        let (k, _) = cache.extend(0, again.clone(), again, &[1, 1], &[2, 1]).unwrap();
+        assert_eq!(held(&k)[0][..3], [1., 2., 9.]);
+        assert_eq!(cache.lengths(0), [3, 2]);
+    }
+
+    #[test]
+    fn growth_keeps_what_was_held() {
+        let mut cache = KvCache::new();
+        for position in 0..(3 * FIRST) {
+            let new = rows(&[&[position as f32]]);
+            let (k, _) = cache.extend(1, new.clone(), new, &[1], &[position]).unwrap();
+            let expected: Vec<f32> = (0..=position).map(|p| p as f32).collect();
+            assert_eq!(held(&k)[0], expected);
+        }
+        assert!(cache.lengths(0).is_empty());
+        cache.clear();
+        assert!(cache.lengths(1).is_empty() && cache.keeps());
+    }
+
+    #[test]
+    fn gaps_and_other_batches_are_refused() {
+        let batch = |offset: usize, n: usize| {
+            let row = |request| hooks::Row { request, tokens: vec![1], offset };
+            Batch::new((0..n as u64).map(row).collect()).unwrap()
+        };
+        let mut cache = KvCache::new();
+        assert!(cache.check(0, &batch(0, 2)).is_ok());
+        let error = cache.check(0, &batch(1, 2)).unwrap_err();
+        assert!(matches!(error, Error::CachePosition { offset: 1, cached: 0, .. }));
+        let new = rows(&[&[1.], &[2.]]);
+        cache.extend(0, new.clone(), new, &[1, 1], &[0, 0]).unwrap();
+        assert!(cache.check(0, &batch(1, 2)).is_ok());
+        let error = cache.check(0, &batch(1, 3)).unwrap_err();
+        assert!(matches!(error, Error::CacheRows { rows: 3, cached: 2 }));
+        assert!(KvCache::off().check(0, &batch(1, 1)).is_err());
+    }
+}

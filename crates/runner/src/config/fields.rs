@@ -1,0 +1,131 @@
+//! Reading a configuration's fields, each checked where it is read.
+//!
+//! A size from a file is never trusted: every field is read with the bounds
+//! within which it can be meant, and a refusal names the field, what it is and
+//! what was expected.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// Largest accepted sizes. They only stop nonsense: tensors are checked against
+/// them and against their file before memory is taken.
+pub(crate) mod bound {
+    /// Widths of the residual stream, heads and MLPs.
+    pub(crate) const WIDTH: usize = 1 << 20;
+    /// Layers, heads, experts.
+    pub(crate) const COUNT: usize = 1 << 14;
+    /// Vocabulary entries.
+    pub(crate) const VOCABULARY: usize = 1 << 24;
+    /// Tokens of context.
+    pub(crate) const CONTEXT: usize = 1 << 28;
+}
+
+/// The members of one JSON object of a configuration.
+#[derive(Clone, Copy)]
+pub(crate) struct Fields<'a> {
+    path: &'a Path,
+    /// Name of the object within the file, with a dot behind it; empty for the file itself.
+    prefix: &'a str,
+    members: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    pub(crate) fn new(path: &'a Path, prefix: &'a str, members: &'a Map<String, Value>) -> Self {
+        Self { path, prefix, members }
+    }
+
+    pub(crate) fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// The member, unless it is absent or null.
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.members.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether the key is there with the value null, which some defaults tell from absent.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.members.get(key).is_some_and(Value::is_null)
+    }
+
+    /// The members of a nested object, if it is there.
+    pub(crate) fn object(&self, key: &'static str, prefix: &'a str) -> Result<Option<Fields<'a>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(members)) => Ok(Some(Fields::new(self.path, prefix, members))),
+            Some(other) => Err(self.wrong(key, other, "an object")),
+        }
+    }
+
+    pub(crate) fn missing(&self, key: &str) -> Error {
+        Error::FieldMissing { path: self.path.to_owned(), field: self.name(key) }
+    }
+
+    fn name(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    pub(crate) fn wrong(&self, key: &str, found: &Value, expected: impl Into<String>) -> Error {
+        let found = match found {
+            Value::Array(items) => format!("an array of {}", items.len()),
+            Value::Object(_) => "an object".to_owned(),
+            scalar => scalar.to_string().chars().take(80).collect(),
+        };
+        Error::Field {
+            path: self.path.to_owned(),
+            field: self.name(key),
+            found,
+            expected: expected.into(),
+        }
+    }
+
+    /// A size from 1 to `max`; `None` if it is absent.
+    pub(crate) fn size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_u64()
+            .and_then(|size| usize::try_from(size).ok())
+            .filter(|size| (1..=max).contains(size))
+            .map(Some)
+            .ok_or_else(|| self.wrong(key, value, format!("a whole number from 1 to {max}")))
+    }
+
+    /// A finite number above 0; `None` if it is absent.
+    pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_f64()
+            .filter(|number| *number > 0.0 && number.is_finite())
+            .map(Some)
+            .ok_or_else(|| self.wrong(key, value, "a positive number"))
+    }
+
+    /// A flag; `None` if it is absent.
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.wrong(key, other, "true or false")),
+        }
+    }
+
+    /// A text; `None` if it is absent.
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong(key, other, "a text")),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! What a model is, from `config.json` or a GGUF file's metadata.
+//!
+//! One table, [`families!`], lists the families: a variant of [`Config`], the
+//! `model_type` that selects it, and the family's own configuration. Defaults
+//! are those of the family's configuration class in transformers, so that a key
+//! left out of the file means what it means there.
+
+pub(crate) mod fields;
+mod rope;
+
+use std::path::Path;
+
+use hooks::ModelInfo;
+use serde_json::Value;
+
+use crate::families::{llama, mixtral};
+use crate::gguf::Gguf;
+use crate::layers::Decoder;
+use crate::weights::Weights;
+use crate::{Error, Result};
+use fields::Fields;
+pub use rope::{Rope, RopeScaling};
+
+/// Builds [`Config`] and everything that must know every family.
+macro_rules! families {
+    ($($(#[doc = $doc:literal])+ $variant:ident, $model_type:literal, $config:ty;)*) => {
+        /// The configuration of a model, by family.
+        #[derive(Clone, Debug, PartialEq)]
+        #[non_exhaustive]
+        pub enum Config { $($(#[doc = $doc])+ $variant($config),)* }
+
+        impl Config {
+            /// The `model_type`s that can be loaded.
+            pub const KNOWN: &'static [&'static str] = &[$($model_type,)*];
+
+            /// The family's `model_type`.
+            pub fn model_type(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $model_type,)* }
+            }
+
+            /// Sizes and layers, as observers know them.
+            pub fn info(&self) -> ModelInfo {
+                match self { $(Self::$variant(config) => config.info(),)* }
+            }
+
+            pub(crate) fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {
+                match self { $(Self::$variant(config) => config.decoder(weights),)* }
+            }
+
+            fn read(model_type: &str, fields: &Fields<'_>) -> Result<Option<Self>> {
+                match model_type {
+                    $($model_type => <$config>::read(fields).map(|config| Some(Self::$variant(config))),)*
+                    _ => Ok(None),
+                }
+            }
+        }
+    };
+}
+
+families! {
+    /// Llama and its relatives of the same architecture.
+    Llama, "llama", llama::Config;
+    /// Mixtral: a Llama whose MLPs are mixtures of experts.
+    Mixtral, "mixtral", mixtral::Config;
+}
+
+impl Config {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Json`], [`Error::UnknownModelType`], and [`Error::Field`] or
+    /// [`Error::FieldMissing`] with the field's name.
+    pub fn from_json(path: &Path, json: &[u8]) -> Result<Self> {
+        let value: Value = serde_json::from_slice(json)
+            .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        let Value::Object(members) = &value else {
+            return Err(Error::Field {
+                path: path.to_owned(),
+                field: "the file".to_owned(),
+                found: "not an object".to_owned(),
+                expected: "a JSON object".to_owned(),
+            });
+        };
+        let fields = Fields::new(path, "", members);
+        let model_type = fields.text("model_type")?.ok_or_else(|| fields.missing("model_type"))?;
+        if let Some(quantization) = fields.object("quantization_config", "quantization_config.")? {
+            let method = quantization.text("quant_method")?.unwrap_or("unnamed");
+            return Err(Error::Unsupported {
+                path: path.to_owned(),
+                what: "quantization method",
+                found: method.chars().take(80).collect(),
+                supported: "unquantized safetensors, and GGUF in Q4_0, Q4_1 and Q8_0",
+            });
+        }
+        Self::read(model_type, &fields)?.ok_or_else(|| Error::UnknownModelType {
+            path: path.to_owned(),
+            found: model_type.chars().take(80).collect(),
+            known: Self::KNOWN.to_vec(),
+        })
+    }
+
+    /// Reads a GGUF file's metadata.
+    pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        match gguf.text("general.architecture")? {
+            "llama" => llama::Config::from_gguf(gguf).map(Self::Llama),
+            other => Err(Error::UnknownModelType {
+                path: gguf.path().to_owned(),
+                found: other.chars().take(80).collect(),
+                known: vec!["llama (in GGUF)"],
+            }),
+        }
+    }
+}

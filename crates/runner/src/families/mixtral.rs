@@ -1,0 +1,104 @@
+//! Mixtral: a Llama whose MLPs are mixtures of experts.
+//!
+//! Router: softmax over all experts, the `k` largest, renormalised over the `k`.
+//! Both layouts of the experts are read: a tensor for each projection of each
+//! expert (`w1` gate, `w3` up, `w2` down), and the fused `gate_up_proj`
+//! `[expert, 2·d_mlp, d_model]` with the gate's rows first, and `down_proj`
+//! `[expert, d_model, d_mlp]`.
+
+use hooks::{MlpInfo, ModelInfo};
+use kernels::moe::Experts;
+use kernels::router::Selection;
+use serde_json::Value;
+
+use super::{Defaults, Trunk};
+use crate::Result;
+use crate::config::fields::{Fields, bound};
+use crate::layers::{Decoder, FeedForward, Mixture, Projections};
+use crate::weights::{Matrix, Part, Weights};
+
+/// The configuration of a Mixtral.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What it shares with its relatives.
+    pub trunk: Trunk,
+    /// Width of one expert.
+    pub intermediate_size: usize,
+    /// Experts in a layer.
+    pub num_local_experts: usize,
+    /// Experts that each token uses.
+    pub num_experts_per_tok: usize,
+}
+
+impl Config {
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self> {
+        let defaults = Defaults {
+            n_kv_heads: Some(8),
+            max_position_embeddings: 131_072,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1_000_000.0,
+        };
+        let mut trunk = Trunk::read(fields, &defaults)?;
+        trunk.sliding_window = fields.size("sliding_window", bound::CONTEXT)?;
+        let num_local_experts = match fields.size("num_local_experts", bound::COUNT)? {
+            Some(count) => count,
+            None => fields.size("num_experts", bound::COUNT)?.unwrap_or(8),
+        };
+        let num_experts_per_tok = fields.size("num_experts_per_tok", bound::COUNT)?.unwrap_or(2);
+        if num_experts_per_tok > num_local_experts {
+            let found = Value::from(num_experts_per_tok);
+            let expected = format!("at most num_local_experts, {num_local_experts}");
+            return Err(fields.wrong("num_experts_per_tok", &found, expected));
+        }
+        let intermediate_size = fields.size("intermediate_size", bound::WIDTH)?.unwrap_or(14_336);
+        Ok(Self { trunk, intermediate_size, num_local_experts, num_experts_per_tok })
+    }
+
+    /// Sizes and layers, as observers know them.
+    pub fn info(&self) -> ModelInfo {
+        let (n_experts, k) = (self.num_local_experts, self.num_experts_per_tok);
+        self.trunk.info("mixtral", MlpInfo::Mixture { n_experts, k })
+    }
+
+    pub(crate) fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {
+        self.trunk.decoder(weights, |layer| {
+            let named = |block: &str| format!("model.layers.{layer}.{block}");
+            let older = named("block_sparse_moe");
+            let block =
+                if weights.has(&format!("{older}.gate.weight")) { older } else { named("mlp") };
+            let gate = Part::new(format!("{block}.gate"), self.num_local_experts);
+            Ok(FeedForward::Mixture(Mixture {
+                router: Projections::load(weights, &[gate], self.trunk.hidden_size, false)?,
+                experts: self.experts(weights, &format!("{block}.experts"))?,
+                k: self.num_experts_per_tok,
+                rule: Selection::SoftmaxTopK { renormalise: true },
+                activation: self.trunk.hidden_act,
+            }))
+        })
+    }
+
+    fn experts(&self, weights: &dyn Weights, experts: &str) -> Result<Experts> {
+        let (n, d_mlp, d_model) =
+            (self.num_local_experts, self.intermediate_size, self.trunk.hidden_size);
+        let linear = |matrix: &Matrix| matrix.linear(None);
+        let fused = format!("{experts}.gate_up_proj");
+        let (gate_up, down) = if weights.has(&fused) {
+            let down = format!("{experts}.down_proj");
+            (
+                weights.slices(&fused, n, 2 * d_mlp, d_model)?,
+                weights.slices(&down, n, d_model, d_mlp)?,
+            )
+        } else {
+            let (mut gate_up, mut down) = (Vec::with_capacity(n), Vec::with_capacity(n));
+            for expert in 0..n {
+                let part = |name: &str, rows| Part::new(format!("{experts}.{expert}.{name}"), rows);
+                gate_up.extend(weights.matrices(&[part("w1", d_mlp), part("w3", d_mlp)], d_model)?);
+                down.extend(weights.matrices(&[part("w2", d_model)], d_mlp)?);
+            }
+            (gate_up, down)
+        };
+        let gate_up = gate_up.iter().map(linear).collect::<Result<_>>()?;
+        let down = down.iter().map(linear).collect::<Result<_>>()?;
+        Ok(Experts::new(gate_up, down)?)
+    }
+}

@@ -1,0 +1,497 @@
+//! GGUF files: metadata and tensors of llama.cpp's model format.
+//!
+//! The file is little-endian: `GGUF`, version, counts, metadata entries, tensor
+//! descriptions, then the data at the next multiple of the alignment. Everything
+//! is read by one cursor over the mapped file that knows what it is reading, so
+//! that a damaged file is refused with the place; memory is only taken for what
+//! the file has bytes for. Arrays stay in the file until somebody asks for them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::error::GgufFault as Fault;
+use crate::weights::{Bytes, Format};
+use crate::{Error, Result};
+
+const DEFAULT_ALIGNMENT: u64 = 32;
+const MAX_ALIGNMENT: u64 = 1 << 16;
+
+/// A metadata value.
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    Integer(i128),
+    Float(f64),
+    Bool(bool),
+    Text(String),
+    /// `count` elements of a type, at these bytes of the file.
+    Array {
+        element: u32,
+        count: usize,
+        range: Range<usize>,
+    },
+}
+
+impl Value {
+    fn describe(&self) -> String {
+        match self {
+            Self::Integer(value) => value.to_string(),
+            Self::Float(value) => value.to_string(),
+            Self::Bool(value) => value.to_string(),
+            Self::Text(value) => format!("`{}`", value.chars().take(80).collect::<String>()),
+            Self::Array { count, .. } => format!("an array of {count}"),
+        }
+    }
+}
+
+mod value_type {
+    pub(super) const U8: u32 = 0;
+    pub(super) const I8: u32 = 1;
+    pub(super) const U16: u32 = 2;
+    pub(super) const I16: u32 = 3;
+    pub(super) const U32: u32 = 4;
+    pub(super) const I32: u32 = 5;
+    pub(super) const F32: u32 = 6;
+    pub(super) const BOOL: u32 = 7;
+    pub(super) const STRING: u32 = 8;
+    pub(super) const ARRAY: u32 = 9;
+    pub(super) const U64: u32 = 10;
+    pub(super) const I64: u32 = 11;
+    pub(super) const F64: u32 = 12;
+}
+
+/// Fewest bytes that an element of an array takes.
+fn min_bytes(element: u32) -> Option<usize> {
+    use value_type::*;
+    match element {
+        U8 | I8 | BOOL => Some(1),
+        U16 | I16 => Some(2),
+        U32 | I32 | F32 => Some(4),
+        U64 | I64 | F64 | STRING => Some(8),
+        _ => None,
+    }
+}
+
+/// One tensor of the file.
+#[derive(Clone, Debug)]
+pub(crate) struct TensorInfo {
+    pub(crate) format: Format,
+    /// Slowest axis first.
+    pub(crate) shape: Vec<usize>,
+    /// Where its bytes lie in the file.
+    pub(crate) range: Range<usize>,
+}
+
+/// An opened and checked GGUF file.
+#[derive(Debug)]
+pub(crate) struct Gguf {
+    path: PathBuf,
+    bytes: Bytes,
+    metadata: BTreeMap<String, Value>,
+    tensors: BTreeMap<String, TensorInfo>,
+    /// Bytes before the tensors' data.
+    header: Range<usize>,
+}
+
+impl Gguf {
+    /// Opens a file and checks its header.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let bytes = Bytes::map(path)?;
+        let mut gguf = Self {
+            path: path.to_owned(),
+            bytes: bytes.clone(),
+            metadata: BTreeMap::new(),
+            tensors: BTreeMap::new(),
+            header: 0..0,
+        };
+        gguf.read(&bytes).map_err(|fault| Error::Gguf { path: path.to_owned(), fault })?;
+        Ok(gguf)
+    }
+
+    fn read(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let mut cursor = Cursor { bytes, at: 0 };
+        if !bytes.starts_with(b"GGUF") {
+            return Err(Fault::Magic { found: bytes.iter().copied().take(4).collect() });
+        }
+        cursor.at = 4;
+        let version = cursor.u32("the version")?;
+        if !matches!(version, 2 | 3) {
+            return Err(Fault::Version { found: version });
+        }
+        // A description takes at least 24 bytes (name length, rank, type, offset), an entry 13.
+        let n_tensors = cursor.count("the tensor count", 24)?;
+        let n_entries = cursor.count("the metadata count", 13)?;
+        for _ in 0..n_entries {
+            let key = cursor.string("a metadata key")?.to_owned();
+            let value = cursor.value(&key)?;
+            if self.metadata.insert(key.clone(), value).is_some() {
+                return Err(Fault::Duplicate { name: key });
+            }
+        }
+        let alignment = match self.metadata.get("general.alignment") {
+            None => DEFAULT_ALIGNMENT,
+            Some(Value::Integer(value)) => u64::try_from(*value)
+                .ok()
+                .filter(|a| a.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(a))
+                .ok_or(Fault::Alignment { found: u64::try_from(*value).unwrap_or(0) })?,
+            Some(_) => return Err(Fault::Alignment { found: 0 }),
+        };
+        let mut described = Vec::new();
+        for _ in 0..n_tensors {
+            described.push(cursor.tensor()?);
+        }
+        let data = (cursor.at as u64).next_multiple_of(alignment);
+        self.header = 0..cursor.at;
+        for raw in described {
+            let name = raw.name.clone();
+            let info = raw.place(data, alignment, bytes.len())?;
+            if self.tensors.insert(name.clone(), info).is_some() {
+                return Err(Fault::Duplicate { name });
+            }
+        }
+        self.check_overlaps()
+    }
+
+    fn check_overlaps(&self) -> Result<(), Fault> {
+        let mut order: Vec<_> = self.tensors.iter().collect();
+        order.sort_by_key(|(_, tensor)| tensor.range.start);
+        match order.windows(2).find(|pair| pair[1].1.range.start < pair[0].1.range.end) {
+            Some(pair) => {
+                Err(Fault::Overlap { first: pair[0].0.clone(), second: pair[1].0.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Every tensor by name.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.tensors.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    pub(crate) fn data(&self, tensor: &TensorInfo) -> &[u8] {
+        &self.bytes[tensor.range.clone()]
+    }
+
+    /// Everything before the tensors' data.
+    pub(crate) fn header(&self) -> &[u8] {
+        &self.bytes[self.header.clone()]
+    }
+
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.metadata.contains_key(key)
+    }
+
+    fn fail<T>(&self, fault: Fault) -> Result<T> {
+        Err(Error::Gguf { path: self.path.clone(), fault })
+    }
+
+    fn wrong<T>(&self, key: &str, value: &Value, expected: impl Into<String>) -> Result<T> {
+        self.fail(Fault::Key {
+            key: key.to_owned(),
+            found: value.describe(),
+            expected: expected.into(),
+        })
+    }
+
+    fn value(&self, key: &str) -> Result<&Value> {
+        match self.metadata.get(key) {
+            Some(value) => Ok(value),
+            None => self.fail(Fault::KeyMissing { key: key.to_owned() }),
+        }
+    }
+
+    /// A required text.
+    pub(crate) fn text(&self, key: &str) -> Result<&str> {
+        match self.value(key)? {
+            Value::Text(text) => Ok(text),
+            other => self.wrong(key, other, "text"),
+        }
+    }
+
+    /// A required whole number within bounds.
+    pub(crate) fn count(
+        &self,
+        key: &str,
+        bounds: std::ops::RangeInclusive<usize>,
+    ) -> Result<usize> {
+        let value = self.value(key)?;
+        let number = match value {
+            Value::Integer(number) => usize::try_from(*number).ok(),
+            _ => None,
+        };
+        match number.filter(|number| bounds.contains(number)) {
+            Some(number) => Ok(number),
+            None => {
+                let expected = format!("a number from {} to {}", bounds.start(), bounds.end());
+                self.wrong(key, value, expected)
+            }
+        }
+    }
+
+    /// A required positive, finite number.
+    pub(crate) fn positive(&self, key: &str) -> Result<f64> {
+        let value = self.value(key)?;
+        let number = match value {
+            Value::Float(number) => *number,
+            // Exact for every count that a configuration holds.
+            Value::Integer(number) => *number as f64,
+            _ => f64::NAN,
+        };
+        if number > 0.0 && number.is_finite() {
+            Ok(number)
+        } else {
+            self.wrong(key, value, "a positive number")
+        }
+    }
+
+    /// A flag, with a value for when it is not there.
+    pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        match self.metadata.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => self.wrong(key, other, "true or false"),
+        }
+    }
+
+    /// A required array of texts.
+    pub(crate) fn texts(&self, key: &str) -> Result<Vec<&str>> {
+        let value = self.value(key)?;
+        let Value::Array { element: value_type::STRING, count, range } = value else {
+            return self.wrong(key, value, "an array of texts");
+        };
+        let mut cursor = Cursor { bytes: &self.bytes[..range.end], at: range.start };
+        (0..*count)
+            .map(|_| cursor.string(key))
+            .collect::<Result<_, _>>()
+            .or_else(|fault| self.fail(fault))
+    }
+
+    /// A required array of whole numbers.
+    pub(crate) fn integers(&self, key: &str) -> Result<Vec<i64>> {
+        use value_type::*;
+        let value = self.value(key)?;
+        let Value::Array { element, count, range } = value else {
+            return self.wrong(key, value, "an array of whole numbers");
+        };
+        if !matches!(*element, U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64) {
+            return self.wrong(key, value, "an array of whole numbers");
+        }
+        let mut cursor = Cursor { bytes: &self.bytes[..range.end], at: range.start };
+        let mut numbers = Vec::with_capacity(*count);
+        for _ in 0..*count {
+            match cursor.scalar(*element, key) {
+                Ok(Value::Integer(number)) => {
+                    numbers.push(i64::try_from(number).unwrap_or(i64::MAX))
+                }
+                Ok(other) => return self.wrong(key, &other, "a whole number"),
+                Err(fault) => return self.fail(fault),
+            }
+        }
+        Ok(numbers)
+    }
+}
+
+/// A tensor's description before its place is checked.
+struct Described {
+    name: String,
+    dims: Vec<u64>,
+    format: Format,
+    offset: u64,
+}
+
+impl Described {
+    fn place(self, data: u64, alignment: u64, file: usize) -> Result<TensorInfo, Fault> {
+        let Self { name, dims, format, offset } = self;
+        let tensor = || name.clone();
+        if dims.is_empty() || dims.len() > 4 || dims.contains(&0) {
+            return Err(Fault::Dimensions { tensor: tensor(), dims });
+        }
+        if !offset.is_multiple_of(alignment) {
+            return Err(Fault::Unaligned { tensor: tensor(), offset, alignment });
+        }
+        if !dims[0].is_multiple_of(format.block_len() as u64) {
+            return Err(Fault::Blocks {
+                tensor: tensor(),
+                row: dims[0],
+                block: format.block_len(),
+                dtype: format.name(),
+            });
+        }
+        let needed = dims
+            .iter()
+            .try_fold(1u64, |n, &d| n.checked_mul(d))
+            .and_then(|n| (n / format.block_len() as u64).checked_mul(format.block_bytes() as u64));
+        let start = data.saturating_add(offset);
+        let end = needed.and_then(|needed| start.checked_add(needed));
+        match end.filter(|&end| end <= file as u64) {
+            Some(end) => Ok(TensorInfo {
+                format,
+                // Each fits, because their product does.
+                shape: dims.iter().rev().map(|&d| d as usize).collect(),
+                range: start as usize..end as usize,
+            }),
+            None => Err(Fault::OutOfBounds {
+                tensor: tensor(),
+                start,
+                needed: needed.unwrap_or(u64::MAX),
+                bytes: file,
+            }),
+        }
+    }
+}
+
+/// A position in the file's header.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], Fault> {
+        let taken = self.at.checked_add(n).and_then(|end| self.bytes.get(self.at..end));
+        self.at = self.at.saturating_add(n);
+        taken.ok_or_else(|| Fault::Truncated { what: what.to_owned(), bytes: self.bytes.len() })
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Fault> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N, what)?);
+        Ok(array)
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32, Fault> {
+        self.array(what).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64, Fault> {
+        self.array(what).map(u64::from_le_bytes)
+    }
+
+    /// A number of things that take at least `each` bytes, checked against what is left.
+    fn count(&mut self, what: &str, each: usize) -> Result<usize, Fault> {
+        let claimed = self.u64(what)?;
+        let left = self.bytes.len().saturating_sub(self.at);
+        usize::try_from(claimed).ok().filter(|&n| n <= left / each).ok_or_else(|| Fault::Count {
+            what: what.to_owned(),
+            claimed,
+            bytes: self.bytes.len(),
+        })
+    }
+
+    fn string(&mut self, what: &str) -> Result<&'a str, Fault> {
+        let length = self.count(what, 1)?;
+        std::str::from_utf8(self.take(length, what)?)
+            .map_err(|_| Fault::Utf8 { what: what.to_owned() })
+    }
+
+    fn scalar(&mut self, kind: u32, key: &str) -> Result<Value, Fault> {
+        use value_type::*;
+        Ok(match kind {
+            U8 => Value::Integer(self.array(key).map(u8::from_le_bytes)?.into()),
+            I8 => Value::Integer(self.array(key).map(i8::from_le_bytes)?.into()),
+            U16 => Value::Integer(self.array(key).map(u16::from_le_bytes)?.into()),
+            I16 => Value::Integer(self.array(key).map(i16::from_le_bytes)?.into()),
+            U32 => Value::Integer(self.u32(key)?.into()),
+            I32 => Value::Integer(self.array(key).map(i32::from_le_bytes)?.into()),
+            U64 => Value::Integer(self.u64(key)?.into()),
+            I64 => Value::Integer(self.array(key).map(i64::from_le_bytes)?.into()),
+            F32 => Value::Float(self.array(key).map(f32::from_le_bytes)?.into()),
+            F64 => Value::Float(self.array(key).map(f64::from_le_bytes)?),
+            BOOL => match self.array::<1>(key)? {
+                [flag @ (0 | 1)] => Value::Bool(flag == 1),
+                [other] => {
+                    return Err(Fault::Key {
+                        key: key.to_owned(),
+                        found: other.to_string(),
+                        expected: "0 or 1 for a flag".to_owned(),
+                    });
+                }
+            },
+            STRING => Value::Text(self.string(key)?.to_owned()),
+            found => return Err(Fault::ValueType { key: key.to_owned(), found }),
+        })
+    }
+
+    fn value(&mut self, key: &str) -> Result<Value, Fault> {
+        let kind = self.u32(key)?;
+        if kind != value_type::ARRAY {
+            return self.scalar(kind, key);
+        }
+        let element = self.u32(key)?;
+        let each = min_bytes(element)
+            .ok_or_else(|| Fault::ValueType { key: key.to_owned(), found: element })?;
+        let count = self.count(key, each)?;
+        let start = self.at;
+        if element == value_type::STRING {
+            for _ in 0..count {
+                self.string(key)?;
+            }
+        } else {
+            self.take(count * each, key)?;
+        }
+        Ok(Value::Array { element, count, range: start..self.at })
+    }
+
+    fn tensor(&mut self) -> Result<Described, Fault> {
+        let name = self.string("a tensor's name")?.to_owned();
+        let rank = self.u32(&name)?;
+        if rank > 4 {
+            return Err(Fault::Dimensions { tensor: name, dims: vec![] });
+        }
+        let dims = (0..rank).map(|_| self.u64(&name)).collect::<Result<_, _>>()?;
+        let kind = self.u32(&name)?;
+        let offset = self.u64(&name)?;
+        match format_of(kind) {
+            Ok(format) => Ok(Described { name, dims, format, offset }),
+            Err(found) => Err(Fault::Quantization { tensor: name, found }),
+        }
+    }
+}
+
+/// The format with this number, or the name of one that is not built.
+fn format_of(kind: u32) -> Result<Format, String> {
+    Err(match kind {
+        0 => return Ok(Format::F32),
+        1 => return Ok(Format::F16),
+        2 => return Ok(Format::Q4_0),
+        3 => return Ok(Format::Q4_1),
+        8 => return Ok(Format::Q8_0),
+        30 => return Ok(Format::Bf16),
+        6 => "Q5_0",
+        7 => "Q5_1",
+        9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        12 => "Q4_K",
+        13 => "Q5_K",
+        14 => "Q6_K",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        other => return Err(format!("type number {other}")),
+    }
+    .to_owned())
+}

@@ -1,0 +1,115 @@
+//! Grouped-query attention with rotary positions.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use hooks::{Activation, HookPoint, Request, Site};
+use kernels::attention::{
+    AttentionInput, AttentionOptions, AttentionWants, attention, attention_pattern,
+    attention_scores,
+};
+use kernels::rotary::rotary;
+
+use super::{Pass, Projections, Rotary};
+use crate::Result;
+use crate::cache::KvCache;
+
+/// One layer's attention.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    /// Queries, keys and values.
+    pub(crate) inputs: Projections,
+    pub(crate) output: Projections,
+    pub(crate) d_head: usize,
+    pub(crate) rotary: Arc<Rotary>,
+    pub(crate) options: AttentionOptions,
+}
+
+impl Attention {
+    pub(crate) fn forward(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        cache: &mut KvCache,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        let inputs = self.inputs.outputs(x)?;
+        let q = pass.site(Site::Q, layer, inputs.heads(0, self.d_head)?)?;
+        let k = pass.site(Site::K, layer, inputs.heads(1, self.d_head)?)?;
+        let v = pass.site(Site::V, layer, inputs.heads(2, self.d_head)?)?;
+        let tables = self.rotary.tables(pass.end())?;
+        let q = pass.site(Site::RotQ, layer, rotary(&q, &tables, &pass.offsets)?)?;
+        let k = pass.site(Site::RotK, layer, rotary(&k, &tables, &pass.offsets)?)?;
+        let (k, v) = cache.extend(layer, k, v, &pass.lengths, &pass.offsets)?;
+
+        // The output has one path, whatever is wanted beside it.
+        let wants = AttentionWants {
+            lse: pass.wants(Site::Lse, layer).is_some(),
+            summary: pass.wants(Site::Summary, layer).map(|_| pass.plan.summary()),
+        };
+        let input =
+            AttentionInput { q: &q, k: &k, v: &v, lengths: &pass.lengths, offsets: &pass.offsets };
+        let output = attention(&input, &self.options, &wants)?;
+        self.record_beside(layer, &q, &k, &v, pass)?;
+        if let Some(lse) = output.lse {
+            pass.site(Site::Lse, layer, lse)?;
+        }
+        if let Some(summary) = output.summary {
+            pass.site(Site::Summary, layer, summary)?;
+        }
+        let z = pass.site(Site::Z, layer, output.z)?;
+        let (batch, pos, heads, width) = z.dims4()?;
+        self.output.forward(&z.reshape((batch, pos, heads * width))?)
+    }
+
+    /// Scores and patterns, for the wanted heads and about the wanted positions only.
+    fn record_beside(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<()> {
+        for site in [Site::AttnScores, Site::Pattern] {
+            let Some(request) = pass.wants(site, layer) else {
+                continue;
+            };
+            let heads = request.heads.as_deref().unwrap_or(&[]);
+            let span = span(request, pass);
+            let q = q.narrow(1, span.start, span.len())?;
+            let lengths: Vec<_> = pass
+                .lengths
+                .iter()
+                .map(|len| len.min(&span.end).saturating_sub(span.start))
+                .collect();
+            let offsets: Vec<_> = pass.offsets.iter().map(|offset| offset + span.start).collect();
+            let input = AttentionInput { q: &q, k, v, lengths: &lengths, offsets: &offsets };
+            let tensor = match site {
+                Site::AttnScores => attention_scores(&input, &self.options, heads)?,
+                _ => attention_pattern(&input, &self.options, heads)?,
+            };
+            let positions = vec![span.collect::<Vec<_>>(); lengths.len()];
+            let activation =
+                Activation::new(&tensor, pass.batch).with_heads(heads).with_positions(&positions);
+            pass.record(HookPoint::layer(site, layer), &activation)?;
+        }
+        Ok(())
+    }
+}
+
+/// The shortest run of positions within the rows that holds all wanted ones.
+fn span(request: &Request, pass: &Pass<'_>) -> Range<usize> {
+    let rows = pass.lengths.iter().zip(&pass.offsets);
+    let wanted = rows.flat_map(|(&length, &offset)| {
+        let positions = request.positions.resolve(offset, length);
+        positions.first().copied().zip(positions.last().map(|last| last + 1))
+    });
+    wanted
+        .fold(None, |held: Option<Range<usize>>, (first, end)| match held {
+            None => Some(first..end),
+            Some(held) => Some(held.start.min(first)..held.end.max(end)),
+        })
+        .unwrap_or(0..0)
+}

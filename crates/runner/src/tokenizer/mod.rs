@@ -1,0 +1,146 @@
+//! Text to token ids and back.
+//!
+//! The work is the `tokenizers` library's, from a `tokenizer.json` as it is or
+//! from a GGUF file's metadata; both answer through one type. Special tokens
+//! around a text (a BOS, usually) are the file's own rule, which a caller can
+//! switch off but not change.
+
+mod gguf;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+use crate::gguf::Gguf;
+use crate::source::Source;
+use crate::{Error, Result};
+
+/// Whether the tokens that the model expects around a text are added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Special {
+    /// As the tokenizer's file says: a BOS, an EOS, both or none.
+    #[default]
+    Add,
+    /// The text alone.
+    Omit,
+}
+
+/// A tokenized text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// The tokens as the vocabulary spells them (a byte-level vocabulary writes
+    /// ` the` as `Ġthe`).
+    pub tokens: Vec<String>,
+    /// Where each token stands in the text: start and end, counted in Unicode
+    /// scalar values. `(0, 0)` for tokens that are not in the text. Several tokens
+    /// that share the bytes of one character each span that character.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// A tokenizer.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Added before the text beside what `inner` itself adds.
+    bos: Option<u32>,
+    /// Added behind the text beside what `inner` itself adds.
+    eos: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Loads a model's tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FileMissing`] if a folder has no `tokenizer.json`,
+    /// [`Error::Tokenizer`] if it cannot be used, [`Error::Gguf`] and
+    /// [`Error::Unsupported`] for a GGUF file's metadata.
+    pub fn load(source: &Source) -> Result<Self> {
+        const FILE: &str = "tokenizer.json";
+        if let Source::Gguf(path) = source {
+            return gguf::tokenizer(&Gguf::open(path)?);
+        }
+        let json = source
+            .open_json(FILE)?
+            .ok_or_else(|| Error::FileMissing { folder: source.path(), expected: FILE })?;
+        Self::from_json(source.file_path(FILE), &json)
+    }
+
+    fn from_json(path: PathBuf, json: &[u8]) -> Result<Self> {
+        // The library panics on some files that are not even JSON.
+        serde_json::from_slice::<serde::de::IgnoredAny>(json)
+            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        let inner = guarded(|| {
+            let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
+            // Cutting and padding are the caller's, aloud.
+            inner.with_truncation(None)?.with_padding(None);
+            Ok(inner)
+        })
+        .map_err(|source| Error::Tokenizer { path, source })?;
+        Ok(Self { inner, bos: None, eos: None })
+    }
+
+    /// Tokenizes a text. Special tokens written in the text are recognised.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] if the vocabulary cannot express the text.
+    pub fn encode(&self, text: &str, special: Special) -> Result<Encoding> {
+        let add = special == Special::Add;
+        let encoded =
+            self.inner.encode_char_offsets(text, add).map_err(|source| Error::Encode { source })?;
+        let mut encoding = Encoding::default();
+        let mut push = |id: u32, token: String, offsets| {
+            encoding.ids.push(id);
+            encoding.tokens.push(token);
+            encoding.offsets.push(offsets);
+        };
+        let around = |id: Option<u32>| id.filter(|_| add).map(|id| (id, self.token(id)));
+        if let Some((id, token)) = around(self.bos) {
+            push(id, token.unwrap_or_default(), (0, 0));
+        }
+        let places = encoded.get_tokens().iter().zip(encoded.get_offsets());
+        for (&id, (token, &offsets)) in encoded.get_ids().iter().zip(places) {
+            push(id, token.clone(), offsets);
+        }
+        if let Some((id, token)) = around(self.eos) {
+            push(id, token.unwrap_or_default(), (0, 0));
+        }
+        Ok(encoding)
+    }
+
+    /// The text of some tokens, special ones included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] if the tokenizer cannot decode.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        guarded(|| self.inner.decode(ids, false)).map_err(|source| Error::Encode { source })
+    }
+
+    /// A token as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Entries of the vocabulary, added tokens included.
+    pub fn vocabulary_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+}
+
+/// Calls the tokenizer library, whose parts panic on some malformed definitions;
+/// a panic becomes an error like any other.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let reason = panic.downcast_ref::<String>().map(String::as_str);
+        let reason = reason.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(format!("its definition is malformed ({})", reason.unwrap_or("no reason given")).into())
+    })
+}

@@ -1,0 +1,257 @@
+//! Every hook point of every golden model against transformers, alone, in a
+//! batch, and through the key-value cache.
+//!
+//! With `EIGENLENS_PARITY_TABLE=FILE` the largest relative differences are
+//! written there, by hook point and family.
+
+#![allow(clippy::unwrap_used)] // what a test cannot set up has failed
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use candle_core::Tensor;
+use common::{Golden, at, bits, everything, per_token, single, values};
+use hooks::{ActivationCache, HookPoint, Positions, Site, Wanted};
+use runner::{Input, KvCache, Model};
+
+/// Largest difference over the largest expected magnitude of the tensor.
+const TOLERANCE: f64 = 1e-4;
+/// Expert indices are compared where neighbouring probabilities differ by more.
+const MARGIN: f32 = 1e-5;
+
+/// `max |Δ| / max |expected|` over finite entries; infinite ones must be equal.
+fn difference(what: &str, got: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(got.dims(), expected.dims(), "{what}");
+    let (got, expected) = (values(got), values(expected));
+    let (mut delta, mut scale) = (0f64, 0f64);
+    for (g, e) in got.into_iter().zip(expected) {
+        if e.is_infinite() || g.is_infinite() {
+            assert_eq!(g, e, "{what}");
+            continue;
+        }
+        assert!(!g.is_nan(), "{what} holds NaN");
+        delta = delta.max((f64::from(g) - f64::from(e)).abs());
+        scale = scale.max(f64::from(e).abs());
+    }
+    if scale > 0.0 { delta / scale } else { delta }
+}
+
+/// Compares chosen experts rank by rank, where the expected probabilities beside
+/// the rank are apart; returns how many ranks were compared.
+fn compare_indices(what: &str, got: &Tensor, expected: &Tensor, probs: &Tensor) -> usize {
+    let (got, expected) = (values(got), values(expected));
+    let probs = probs.to_vec2::<f32>().unwrap();
+    let k = expected.len() / probs.len();
+    let mut compared = 0;
+    for (token, mut probs) in probs.into_iter().enumerate() {
+        probs.sort_by(|a, b| b.total_cmp(a));
+        for rank in 0..k {
+            let clear = |a: usize, b: usize| b >= probs.len() || probs[a] - probs[b] > MARGIN;
+            if (rank == 0 || clear(rank - 1, rank)) && clear(rank, rank + 1) {
+                let at = token * k + rank;
+                assert_eq!(got[at], expected[at], "{what}, token {token}, rank {rank}");
+                compared += 1;
+            }
+        }
+    }
+    compared
+}
+
+fn run(model: &Model, golden: &Golden, request: u64) -> ActivationCache {
+    let mut cache = everything(model);
+    model.run(&single(request, &golden.prompts[&request]), &mut cache).unwrap();
+    cache
+}
+
+#[test]
+fn every_hook_point_agrees_with_transformers() {
+    let mut table: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
+    for golden in Golden::all() {
+        let model = golden.model();
+        let family = model.info().family.clone();
+        let mut covered = BTreeSet::new();
+        for &request in golden.prompts.keys() {
+            let cache = run(&model, &golden, request);
+            let expected = |point: HookPoint| &golden.expected[&format!("{request}/{point}")];
+            for point in model.info().points().into_iter().filter(|p| p.site() != Site::Summary) {
+                let what = format!("{} {request}/{point}", golden.name);
+                covered.insert(format!("{request}/{point}"));
+                let got = cache.get(request, point).unwrap();
+                if point.site() == Site::ExpertIndices {
+                    let probs = HookPoint::layer(Site::RouterProbs, point.layer_index().unwrap());
+                    let compared = compare_indices(&what, &got, expected(point), expected(probs));
+                    assert_eq!(compared, got.elem_count(), "{what}: the golden margins are wide");
+                    continue;
+                }
+                let difference = difference(&what, &got, expected(point));
+                assert!(difference <= TOLERANCE, "{what}: {difference:.2e}");
+                let entry = table
+                    .entry(point.site().template().replace("{l}", "*"))
+                    .or_default()
+                    .entry(family.clone())
+                    .or_default();
+                *entry = entry.max(difference);
+            }
+        }
+        let keys: BTreeSet<_> = golden.expected.keys().cloned().collect();
+        assert_eq!(covered, keys, "{}: points compared and points expected", golden.name);
+    }
+    if let Ok(path) = std::env::var("EIGENLENS_PARITY_TABLE") {
+        std::fs::write(path, render(&table)).unwrap();
+    }
+}
+
+fn render(table: &BTreeMap<String, BTreeMap<String, f64>>) -> String {
+    let families: BTreeSet<_> = table.values().flat_map(BTreeMap::keys).collect();
+    let mut text = "| hook point |".to_owned();
+    families.iter().for_each(|family| write!(text, " {family} |").unwrap());
+    write!(text, "\n|---|{}\n", "---|".repeat(families.len())).unwrap();
+    for site in Site::ALL {
+        let name = site.template().replace("{l}", "*");
+        let Some(row) = table.get(&name) else { continue };
+        write!(text, "| `{name}` |").unwrap();
+        for family in &families {
+            match row.get(*family) {
+                Some(value) => write!(text, " {value:.1e} |").unwrap(),
+                None => text.push_str(" |"),
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn batched_equals_single_bit_for_bit() {
+    for golden in Golden::all() {
+        let model = golden.model();
+        let mut batched = everything(&model);
+        model.run(&golden.batch(), &mut batched).unwrap();
+        for &request in golden.prompts.keys() {
+            let alone = run(&model, &golden, request);
+            for point in model.info().points() {
+                let (one, many) = (alone.get(request, point), batched.get(request, point));
+                let what = format!("{} {request}/{point}", golden.name);
+                assert_eq!(bits(&one.unwrap()), bits(&many.unwrap()), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_through_the_cache_equals_prefill() {
+    for golden in Golden::all() {
+        let model = golden.model();
+        let layers = 0..model.info().n_layers();
+        for (&request, tokens) in &golden.prompts {
+            let whole = run(&model, &golden, request);
+            for first in [1, tokens.len() / 2, tokens.len() - 1] {
+                if first == 0 {
+                    continue;
+                }
+                let mut sink = everything(&model);
+                let session = model.session(&mut sink).unwrap();
+                let mut cache = KvCache::new();
+                let steps = std::iter::once((0, &tokens[..first]))
+                    .chain((first..tokens.len()).map(|i| (i, &tokens[i..i + 1])));
+                for (offset, tokens) in steps {
+                    let batch = at(request, tokens, offset);
+                    let edits = hooks::Edits::default();
+                    session
+                        .forward(
+                            &batch,
+                            Input::Tokens,
+                            layers.clone(),
+                            &mut cache,
+                            &edits,
+                            &mut sink,
+                        )
+                        .unwrap();
+                }
+                for point in model.info().points().into_iter().filter(|p| per_token(*p)) {
+                    let what = format!("{} {request}/{point} after {first}", golden.name);
+                    let (steps, prefill) = (sink.get(request, point), whole.get(request, point));
+                    assert_eq!(bits(&steps.unwrap()), bits(&prefill.unwrap()), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ragged_rows_decode_together() {
+    for name in ["llama-c", "mixtral-a"] {
+        let golden = Golden::load(name);
+        let model = golden.model();
+        let wanted = Wanted::positions(Positions::last());
+        let mut sink = common::some(&model, &["logits"], &wanted);
+        let session = model.session(&mut sink).unwrap();
+        let mut cache = KvCache::new();
+        let layers = 0..model.info().n_layers();
+        let edits = hooks::Edits::default();
+        // Rows of unequal length, then the same three tokens behind each.
+        let mut batch = golden.batch();
+        let mut sequences: Vec<_> = batch.rows().iter().map(|row| row.tokens.clone()).collect();
+        for step in [None, Some(5), Some(11), Some(3)] {
+            if let Some(token) = step {
+                let rows = sequences.iter_mut().enumerate().map(|(request, sequence)| {
+                    sequence.push(token);
+                    hooks::Row {
+                        request: request as u64,
+                        tokens: vec![token],
+                        offset: sequence.len() - 1,
+                    }
+                });
+                batch = hooks::Batch::new(rows.collect()).unwrap();
+            }
+            sink.clear();
+            session
+                .forward(&batch, Input::Tokens, layers.clone(), &mut cache, &edits, &mut sink)
+                .unwrap();
+            for (request, sequence) in sequences.iter().enumerate() {
+                let mut alone = common::some(&model, &["logits"], &wanted);
+                model.run(&single(0, sequence), &mut alone).unwrap();
+                let (got, expected) =
+                    (sink.get(request as u64, HookPoint::LOGITS), alone.get(0, HookPoint::LOGITS));
+                assert_eq!(bits(&got.unwrap()), bits(&expected.unwrap()), "{name} row {request}");
+            }
+        }
+    }
+}
+
+#[test]
+fn chosen_heads_and_positions_are_those_of_the_whole() {
+    for name in ["llama-b", "mixtral-b"] {
+        let golden = Golden::load(name);
+        let model = golden.model();
+        let mut whole = everything(&model);
+        model.run(&golden.batch(), &mut whole).unwrap();
+        for (heads, positions) in
+            [("1-2", "last"), ("0,3", "2-4"), ("all", "0,last"), ("2", "40-50")]
+        {
+            let wanted =
+                Wanted { heads: heads.parse().unwrap(), positions: positions.parse().unwrap() };
+            let mut plan = hooks::Plan::default();
+            for point in model.info().points().into_iter().filter(|p| p.site() != Site::Summary) {
+                plan.add(point, &wanted, model.info()).unwrap();
+            }
+            let mut chosen = ActivationCache::new(plan.clone());
+            model.run(&golden.batch(), &mut chosen).unwrap();
+            for (request, point) in whole.keys().filter(|(_, p)| p.site() != Site::Summary) {
+                let all = whole.get(request, point).unwrap();
+                let row = hooks::Activation::new(
+                    &all.unsqueeze(0).unwrap(),
+                    &single(request, &golden.prompts[&request]),
+                )
+                .select(point, 0, plan.wants(point).unwrap())
+                .unwrap();
+                let got = chosen.get(request, point).unwrap();
+                let what = format!("{name} {request}/{point} {heads} {positions}");
+                assert_eq!(got.dims(), row.dims(), "{what}");
+                assert_eq!(bits(&got), bits(&row), "{what}");
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! SmolLM2-135M-Instruct, a real model: what it says, its perplexity, its tokenizer.
+//!
+//! `scripts/fetch-test-models` brings the file and the text.
+
+#![allow(clippy::unwrap_used)] // what a test cannot set up has failed
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use common::{single, some, workspace};
+use hooks::{Activation, ActivationSink, HookPoint, ModelInfo, Plan, Positions, Wanted};
+use runner::{LoadOptions, Model, Source, Special, Tokenizer, WeightDtype};
+
+const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+const TEXT: &str = "lee_background.cor";
+
+fn file(name: &str) -> PathBuf {
+    let folder = std::env::var_os("EIGENLENS_TEST_MODELS")
+        .map_or_else(|| workspace("target/test-models"), PathBuf::from);
+    let path = folder.join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: run scripts/fetch-test-models, or set EIGENLENS_TEST_MODELS to a folder that holds it",
+        path.display()
+    );
+    path
+}
+
+fn source() -> Source {
+    Source::resolve(file(MODEL).to_str().unwrap()).unwrap()
+}
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::load(&source()).unwrap()
+}
+
+/// Both ways of holding the weights, loaded once.
+fn model(dtype: WeightDtype) -> &'static Model {
+    static STORED: OnceLock<Model> = OnceLock::new();
+    static F32: OnceLock<Model> = OnceLock::new();
+    let held = match dtype {
+        WeightDtype::AsStored => &STORED,
+        WeightDtype::F32 => &F32,
+    };
+    let options = LoadOptions { dtype, ..Default::default() };
+    held.get_or_init(|| Model::load(&source(), &options).unwrap())
+}
+
+#[test]
+fn sizes_are_those_of_the_file() {
+    let info = runner::read_config(&source()).unwrap().info();
+    assert_eq!((info.n_layers(), info.d_model, info.d_vocab, info.n_ctx), (30, 576, 49_152, 8192));
+    let layer = &info.layers[0];
+    assert_eq!((layer.n_heads, layer.n_kv_heads, layer.d_head), (9, 3, 64));
+}
+
+#[test]
+fn tokens_are_those_of_the_references() {
+    let json = std::fs::read(workspace("tests/golden/smollm2_tokens.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let strings = json["strings"].as_array().unwrap();
+    assert!(strings.len() > 50);
+    let tokenizer = tokenizer();
+    for string in strings {
+        let text = string["text"].as_str().unwrap();
+        let expected: Vec<u64> =
+            string["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+        let encoding = tokenizer.encode(text, Special::Add).unwrap();
+        let ids: Vec<u64> = encoding.ids.iter().map(|&id| id.into()).collect();
+        assert_eq!(ids, expected, "{text:?}");
+        assert_eq!(tokenizer.decode(&encoding.ids).unwrap(), text);
+        // Offsets walk through the text without gaps.
+        let n = text.chars().count();
+        let mut reached = 0;
+        for &(start, end) in &encoding.offsets {
+            assert!(
+                start <= reached && reached <= end && end <= n,
+                "{text:?} {:?}",
+                encoding.offsets
+            );
+            reached = end;
+        }
+        assert_eq!(reached, n, "{text:?}");
+    }
+}
+
+#[test]
+fn the_capital_of_france_is_paris() {
+    let tokenizer = tokenizer();
+    let prompt = tokenizer.encode("The capital of France is", Special::Add).unwrap();
+    assert_eq!(prompt.tokens, ["The", "Ġcapital", "Ġof", "ĠFrance", "Ġis"]);
+    for dtype in [WeightDtype::AsStored, WeightDtype::F32] {
+        let model = model(dtype);
+        let mut sink = some(model, &["logits"], &Wanted::positions(Positions::last()));
+        model.run(&single(0, &prompt.ids), &mut sink).unwrap();
+        let logits = common::values(&sink.get(0, HookPoint::LOGITS).unwrap());
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        assert_eq!(tokenizer.decode(&[best as u32]).unwrap(), " Paris", "{dtype:?}");
+    }
+}
+
+/// Sums the negative log-likelihood of each next token, in nats.
+struct Loss {
+    sum: f64,
+    n: usize,
+}
+
+impl ActivationSink for Loss {
+    fn plan(&mut self, info: &ModelInfo) -> hooks::Result<Plan> {
+        let mut plan = Plan::default();
+        plan.add(HookPoint::LOGITS, &Wanted::all(), info)?;
+        Ok(plan)
+    }
+
+    fn record(&mut self, _: HookPoint, logits: &Activation<'_>) -> hooks::Result<()> {
+        let tokens = &logits.batch.rows()[0].tokens;
+        for (position, &next) in tokens.iter().enumerate().skip(1) {
+            let logits: Vec<f32> = logits.tensor.get(0)?.get(position - 1)?.to_vec1()?;
+            let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - most).exp()).sum();
+            self.sum += most + sum.ln() - f64::from(logits[next as usize]);
+            self.n += 1;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn perplexity_is_that_of_the_reference() {
+    let text = std::fs::read_to_string(file(TEXT)).unwrap();
+    let mut ids = tokenizer().encode(&text, Special::Omit).unwrap().ids;
+    ids.truncate(1024);
+    assert_eq!(ids.len(), 1024);
+    // As stored, activations are rounded to 8 bits wherever they meet a quantized weight.
+    for (dtype, tolerance) in [(WeightDtype::F32, 0.05), (WeightDtype::AsStored, 0.5)] {
+        let mut loss = Loss { sum: 0.0, n: 0 };
+        model(dtype).run(&single(0, &ids), &mut loss).unwrap();
+        assert_eq!(loss.n, 1023);
+        let perplexity = (loss.sum / loss.n as f64).exp();
+        assert!((perplexity - 27.97).abs() <= tolerance, "{dtype:?}: {perplexity:.4}");
+    }
+}

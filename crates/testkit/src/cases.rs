@@ -1,0 +1,118 @@
+//! The cases that tests and benches run.
+
+/// Lengths around the widths at which implementations change course.
+pub const SIZES: [usize; 12] = [0, 1, 2, 7, 15, 16, 17, 31, 32, 33, 100, 65_537];
+
+/// A linear layer: `x [m, d_in]`, `weight [d_out, d_in]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// Rows.
+    pub m: usize,
+    /// Input width.
+    pub d_in: usize,
+    /// Output width.
+    pub d_out: usize,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// Whether it is also measured.
+    pub bench: bool,
+}
+
+const fn linear(m: usize, d_in: usize, d_out: usize, bias: bool) -> Linear {
+    Linear { m, d_in, d_out, bias, bench: false }
+}
+
+const fn measured(m: usize, d_in: usize, d_out: usize) -> Linear {
+    Linear { m, d_in, d_out, bias: false, bench: true }
+}
+
+/// Edges of tiles, panels and blocks, then the layers of a 135M-parameter model
+/// (576 wide, 9 heads of 64, 3 of keys and values, 1536 in the feed-forward).
+pub const LINEAR: &[Linear] = &[
+    linear(0, 8, 8, true),
+    linear(3, 0, 5, true),
+    linear(3, 0, 5, false),
+    linear(3, 5, 0, false),
+    linear(1, 1, 1, false),
+    linear(1, 31, 33, true),
+    linear(2, 32, 32, false),
+    linear(5, 33, 31, true),
+    linear(6, 15, 64, false),
+    linear(7, 16, 65, true),
+    linear(13, 17, 95, false),
+    linear(14, 640, 96, true),
+    linear(15, 641, 97, true),
+    linear(29, 1300, 40, false),
+    linear(257, 48, 33, true),
+    linear(64, 99, 513, true),
+    measured(1, 576, 3072),
+    measured(1, 576, 49_152),
+    measured(512, 576, 960),
+    measured(512, 576, 576),
+    measured(512, 576, 1536),
+    measured(512, 576, 3072),
+    measured(512, 1536, 576),
+];
+
+/// A batch for attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key–value heads.
+    pub kv_heads: usize,
+    /// Width of queries and keys.
+    pub d_head: usize,
+    /// Width of values.
+    pub d_value: usize,
+    /// Valid queries of each row.
+    pub lengths: &'static [usize],
+    /// Keys before each row's first query.
+    pub offsets: &'static [usize],
+    /// Sliding window.
+    pub window: Option<usize>,
+    /// What the queries are multiplied with: large ones make one key win.
+    pub sharpness: f32,
+    /// Whether it is also measured.
+    pub bench: bool,
+}
+
+const PLAIN: Attention = Attention {
+    heads: 2,
+    kv_heads: 2,
+    d_head: 16,
+    d_value: 16,
+    lengths: &[5],
+    offsets: &[0],
+    window: None,
+    sharpness: 1.0,
+    bench: false,
+};
+
+const SMALL_MODEL: Attention =
+    Attention { heads: 9, kv_heads: 3, d_head: 64, d_value: 64, bench: true, ..PLAIN };
+
+/// Edges of lanes and tiles, ragged batches, caches, windows, grouped heads, odd
+/// widths, sharp heads; then a 135M-parameter model's layer.
+pub const ATTENTION: &[Attention] = &[
+    PLAIN,
+    Attention { lengths: &[1], ..PLAIN },
+    Attention { lengths: &[2], d_head: 1, d_value: 1, ..PLAIN },
+    Attention { lengths: &[0, 3], offsets: &[0, 0], ..PLAIN },
+    Attention { lengths: &[31, 32, 33], offsets: &[0, 0, 0], ..PLAIN },
+    Attention { lengths: &[167, 168, 169], offsets: &[0, 0, 0], heads: 1, kv_heads: 1, ..PLAIN },
+    Attention { lengths: &[40, 1, 7], offsets: &[0, 300, 5], heads: 6, kv_heads: 2, ..PLAIN },
+    Attention { lengths: &[1, 1, 1], offsets: &[0, 12, 335], heads: 4, kv_heads: 1, ..PLAIN },
+    Attention { lengths: &[1], offsets: &[200], heads: 70, kv_heads: 2, ..PLAIN },
+    Attention { lengths: &[70], d_head: 33, d_value: 31, heads: 3, kv_heads: 1, ..PLAIN },
+    Attention { lengths: &[3], d_head: 650, d_value: 15, heads: 1, kv_heads: 1, ..PLAIN },
+    Attention { lengths: &[50, 20], offsets: &[0, 9], window: Some(1), ..PLAIN },
+    Attention { lengths: &[50, 20], offsets: &[0, 9], window: Some(7), ..PLAIN },
+    Attention { lengths: &[400, 3], offsets: &[0, 380], window: Some(64), ..PLAIN },
+    Attention { lengths: &[300], sharpness: 30.0, ..PLAIN },
+    Attention { lengths: &[200], sharpness: 300.0, ..PLAIN },
+    Attention { lengths: &[1100], heads: 1, kv_heads: 1, ..PLAIN },
+    Attention { lengths: &[512], ..SMALL_MODEL },
+    Attention { lengths: &[2048], ..SMALL_MODEL },
+    Attention { lengths: &[1], offsets: &[2047], ..SMALL_MODEL },
+];

@@ -1,0 +1,311 @@
+//! The commands do what the README says they do.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{derivations, eigenlens, files, golden, run};
+
+fn paths<const N: usize>(words: [&str; N]) -> impl Iterator<Item = PathBuf> {
+    words.map(PathBuf::from).into_iter()
+}
+
+/// Every tensor of a run folder as `f32`.
+fn tensors(out: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let mut found = BTreeMap::new();
+    for (name, bytes) in files(&out.join("tensors")) {
+        assert!(name.ends_with(".safetensors"), "{name}");
+        read_tensors(&bytes, &mut found);
+    }
+    found
+}
+
+fn read_tensors(bytes: &[u8], found: &mut BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
+    for (key, view) in safetensors::SafeTensors::deserialize(bytes).unwrap().iter() {
+        let values = match view.dtype() {
+            safetensors::Dtype::F32 => view
+                .data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+            safetensors::Dtype::U32 => view
+                .data()
+                .chunks_exact(4)
+                .map(|b| u32::from_le_bytes(b.try_into().unwrap()) as f32)
+                .collect(),
+            safetensors::Dtype::I64 => view
+                .data()
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32)
+                .collect(),
+            other => panic!("{key} has type {other:?}"),
+        };
+        found.insert(key.to_owned(), (view.shape().to_vec(), values));
+    }
+}
+
+#[test]
+fn captured_tensors_are_those_of_transformers() {
+    for name in ["llama-b", "mixtral-b"] {
+        let folder = tempfile::tempdir().unwrap();
+        let expected: Value =
+            serde_json::from_slice(&std::fs::read(golden(name).join("expected.json")).unwrap())
+                .unwrap();
+        let prompts = expected["prompts"].as_object().unwrap();
+        let lists: Vec<&Value> = (0..prompts.len()).map(|i| &prompts[&i.to_string()]).collect();
+        let ids = folder.path().join("ids.json");
+        std::fs::write(&ids, serde_json::to_string(&lists).unwrap()).unwrap();
+        let out = folder.path().join("run");
+        let words = paths([
+            "capture",
+            "--quiet",
+            "--hook",
+            "logits",
+            "--hook",
+            "blocks.*.attn.hook_pattern",
+            "--hook",
+            "blocks.*.hook_resid_post",
+            "--model",
+        ]);
+        run(words.chain([golden(name), "--token-ids".into(), ids, "--out".into(), out.clone()]))
+            .code(0);
+
+        let mut expected = BTreeMap::new();
+        read_tensors(
+            &std::fs::read(golden(name).join("expected.safetensors")).unwrap(),
+            &mut expected,
+        );
+        let got = tensors(&out);
+        assert!(got.len() >= prompts.len() * 3);
+        for (key, (shape, values)) in &got {
+            let (expected_shape, expected) = &expected[key];
+            assert_eq!(shape, expected_shape, "{name} {key}");
+            let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+            for (a, b) in values.iter().zip(expected) {
+                assert!((a - b).abs() <= 1e-4 * scale, "{name} {key}: {a} against {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn positions_heads_and_layers_narrow_what_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let words = paths([
+        "capture",
+        "--model",
+        "tiny-mixtral",
+        "--prompt",
+        "Step 1: Add 904 and 275.",
+        "--quiet",
+        "--hook",
+        "blocks.*.attn.hook_pattern",
+        "--hook",
+        "logits",
+        "--layers",
+        "1,3",
+        "--heads",
+        "0,2-3",
+        "--positions",
+        "last,0-1",
+        "--store",
+        "f16",
+        "--out",
+    ]);
+    run(words.chain([out.clone()])).code(0);
+    let shown = run(["show", out.to_str().unwrap(), "--json"]).code(0).json();
+    let keys: Vec<&str> =
+        shown["tensors"].as_array().unwrap().iter().map(|k| k.as_str().unwrap()).collect();
+    assert_eq!(keys, ["0/blocks.1.attn.hook_pattern", "0/blocks.3.attn.hook_pattern", "0/logits"]);
+    let tensor = run(["show", out.to_str().unwrap(), keys[0], "--json"]).code(0).json();
+    assert_eq!(tensor["dtype"], "F16");
+    let shape: Vec<u64> =
+        tensor["shape"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    assert_eq!(shape[..2], [3, 3]); // [head, query_pos]
+}
+
+#[test]
+fn prompts_come_from_every_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let jsonl = folder.path().join("p.jsonl");
+    std::fs::write(&jsonl, "{\"text\": \"one\"}\n{\"text\": \"two\"}\n").unwrap();
+    let txt = folder.path().join("p.txt");
+    std::fs::write(&txt, "one\n\ntwo\n").unwrap();
+    let mut results = Vec::new();
+    for (number, source) in [jsonl.to_str().unwrap(), txt.to_str().unwrap(), "-"].iter().enumerate()
+    {
+        let out = folder.path().join(format!("run-{number}"));
+        let mut command = eigenlens();
+        command.args([
+            "capture",
+            "--quiet",
+            "--model",
+            "tiny-mixtral",
+            "--hook",
+            "logits",
+            "--prompts",
+            source,
+            "--out",
+        ]);
+        let mut child = command.arg(&out).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"one\ntwo\n").unwrap();
+        assert!(child.wait().unwrap().success());
+        results.push(tensors(&out));
+    }
+    assert_eq!(results[0].len(), 2);
+    assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+    // Two sources at once are one too many, and none is one too few.
+    run([
+        "capture",
+        "--model",
+        "tiny-mixtral",
+        "--hook",
+        "logits",
+        "--prompt",
+        "x",
+        "--prompts",
+        "y",
+        "--out",
+        "z",
+    ])
+    .code(2);
+    run(["capture", "--model", "tiny-mixtral", "--hook", "logits", "--out", "z"]).code(2);
+}
+
+#[test]
+fn a_finished_run_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = derivations(folder.path(), 3);
+    let out = folder.path().join("run");
+    let again = || {
+        let words = paths(["routing", "--model", "tiny-mixtral", "--json", "--prompts"]);
+        run(words.chain([prompts.clone(), "--out".into(), out.clone()])).code(0)
+    };
+    let first = again();
+    let before = files(&out);
+    let second = again();
+    assert_eq!(files(&out), before);
+    assert_eq!(second.json()["resumed_prompts"], 3);
+    assert_eq!(first.json()["routing"], second.json()["routing"]);
+    assert!(second.stderr.contains("finished already"), "{}", second.stderr);
+}
+
+#[test]
+fn threads_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = derivations(folder.path(), 4);
+    let run_with = |threads: &str| {
+        let out = folder.path().join(threads);
+        let words = paths([
+            "spectral",
+            "--quiet",
+            "--exact",
+            "--model",
+            "tiny-mixtral",
+            "--threads",
+            threads,
+            "--prompts",
+        ]);
+        run(words.chain([prompts.clone(), "--out".into(), out.clone()])).code(0);
+        files(&out.join("tables"))
+    };
+    assert_eq!(run_with("1"), run_with("2"));
+}
+
+#[test]
+fn the_demo_says_what_it_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("demo");
+    let begun = std::time::Instant::now();
+    let shown =
+        run(paths(["demo", "--quiet", "--json", "--out"]).chain([out.clone()])).code(0).json();
+    let seconds = begun.elapsed().as_secs_f64();
+    assert!(seconds < 30., "{seconds} s");
+    assert_eq!(shown["spectral"].as_array().unwrap().len(), 4);
+    assert_eq!(shown["routing"].as_array().unwrap().len(), 4);
+    for layer in shown["routing"].as_array().unwrap() {
+        assert!(layer["measures"]["load_entropy"].as_f64().unwrap() >= 0.8, "{layer}");
+    }
+    // Pairs are of equal length, so length alone tells nothing.
+    assert_eq!(shown["length_auroc"], 0.5);
+    assert!(!shown["contrasts"].as_array().unwrap().is_empty());
+    let text = run(paths(["demo", "--quiet", "--out"]).chain([out])).code(0).stdout;
+    for word in [
+        "Valid against invalid",
+        "AUROC of the number of tokens alone",
+        "Routing",
+        "Load of each expert",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn models_are_explained() {
+    let known = run(["models", "--json"]).code(0).json();
+    assert!(known["families"].as_array().unwrap().contains(&"mixtral".into()));
+    let tiny = run(["models", "tiny-mixtral", "--json"]).code(0).json();
+    assert_eq!(
+        (&tiny["n_layers"], &tiny["n_experts"], &tiny["k"]),
+        (&4.into(), &8.into(), &2.into())
+    );
+    assert!(tiny["n_parameters"].as_u64().unwrap() > 1_000_000);
+    let text = run(["models", "tiny-mixtral"]).code(0).stdout;
+    assert!(text.contains("blocks.{l}.mlp.hook_router_logits"), "{text}");
+    run(["models", "no/such"]).code(3);
+}
+
+#[test]
+fn the_doctor_answers() {
+    let text = run(["doctor"]).code(0).stdout;
+    assert!(text.contains("threads") && text.contains("mixtral"), "{text}");
+    let one = run(["doctor", "--threads", "1", "--json"]).code(0).json();
+    assert_eq!(one["threads"], 1);
+}
+
+#[test]
+fn help_has_examples_and_wrong_words_end_with_two() {
+    for command in ["demo", "capture", "spectral", "routing", "show", "models"] {
+        let text = run([command, "--help"]).code(0).stdout;
+        assert!(text.contains("Example"), "{command}: {text}");
+    }
+    run(["--version"]).code(0);
+    run(["no-such-command"]).code(2);
+    run(["capture"]).code(2);
+    run(["doctor", "--threads", "0"]).code(2);
+    run(["show", "no/such/run"]).code(2);
+}
+
+#[test]
+fn show_names_what_there_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let words = paths([
+        "capture",
+        "--quiet",
+        "--model",
+        "tiny-mixtral",
+        "--prompt",
+        "1 + 2 = 3",
+        "--hook",
+        "logits",
+        "--out",
+    ]);
+    run(words.chain([out.clone()])).code(0);
+    let folder = out.to_str().unwrap();
+    let tokens = run(["show", folder, "tokens", "--json"]).code(0).json();
+    let columns: Vec<&str> =
+        tokens["columns"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()).collect();
+    assert_eq!(columns, ["prompt", "position", "token_id", "token", "start", "end"]);
+    let wrong = run(["show", folder, "no-such-table"]).code(2).stderr;
+    assert!(wrong.contains("tokens") && wrong.contains("prompts"), "{wrong}");
+    let wrong = run(["show", folder, "0/no-such-hook"]).code(2).stderr;
+    assert!(wrong.contains("0/logits"), "{wrong}");
+    run(["show", folder, "tokens", "--prompt", "7"]).code(2);
+    let text = run(["show", folder, "0/logits"]).code(0).stdout;
+    assert!(text.contains("F32") && text.contains("mean"), "{text}");
+}
