@@ -378,6 +378,9 @@ impl Print for Doctor {
         for (name, value) in rows {
             writeln!(out, "{name:<24}{value}")?;
         }
+        for (name, about) in &self.analyses {
+            writeln!(out, "{:<24}{about}", format!("analysis {name}"))?;
+        }
         Ok(())
     }
 }

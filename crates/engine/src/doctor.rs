@@ -23,6 +23,8 @@ pub struct Doctor {
     pub devices: Vec<&'static str>,
     /// `model_type`s that can be loaded.
     pub families: Vec<&'static str>,
+    /// Analyses, with what they measure.
+    pub analyses: Vec<(&'static str, &'static str)>,
     /// Whether the built-in model can be read.
     pub built_in_model: bool,
 }
@@ -38,6 +40,7 @@ pub fn doctor() -> Doctor {
         memory: memory(),
         devices: vec!["cpu"],
         families: crate::families().families,
+        analyses: analysis::ANALYSES.iter().map(|a| (a.name, a.about)).collect(),
         built_in_model: crate::explain("tiny-mixtral").is_ok(),
     }
 }

@@ -202,7 +202,7 @@ pub enum Error {
     BuiltInPrompts(serde_json::Error),
     /// Naming, planning or handing over activations failed.
     #[error(transparent)]
-    Hooks(#[from] hooks::Error),
+    Hooks(hooks::Error),
     /// The model could not be found, read or run.
     #[error(transparent)]
     Runner(runner::Error),
@@ -218,22 +218,32 @@ pub enum Error {
 }
 
 impl From<runner::Error> for Error {
-    /// A sink's error travels through the forward pass in a box; here it comes
-    /// out again as what it was.
     fn from(error: runner::Error) -> Self {
         match error {
-            runner::Error::Hooks(hooks::Error::Sink(inner)) => match inner.downcast::<Error>() {
-                Ok(own) => *own,
-                Err(inner) => match inner.downcast::<analysis::Error>() {
-                    Ok(analysis) => Self::Analysis(*analysis),
-                    Err(inner) => match inner.downcast::<store::Error>() {
-                        Ok(store) => Self::Store(*store),
-                        Err(inner) => Self::Runner(hooks::Error::Sink(inner).into()),
-                    },
-                },
-            },
-            runner::Error::Hooks(error) => Self::Hooks(error),
+            runner::Error::Hooks(error) => error.into(),
             error => Self::Runner(error),
+        }
+    }
+}
+
+impl From<hooks::Error> for Error {
+    /// A sink's error travels through the forward pass in a box; here it comes
+    /// out again as what it was.
+    fn from(error: hooks::Error) -> Self {
+        let hooks::Error::Sink(inner) = error else {
+            return Self::Hooks(error);
+        };
+        let inner = match inner.downcast::<Error>() {
+            Ok(own) => return *own,
+            Err(inner) => inner,
+        };
+        let inner = match inner.downcast::<analysis::Error>() {
+            Ok(analysis) => return Self::Analysis(*analysis),
+            Err(inner) => inner,
+        };
+        match inner.downcast::<store::Error>() {
+            Ok(store) => Self::Store(*store),
+            Err(inner) => Self::Hooks(hooks::Error::Sink(inner)),
         }
     }
 }

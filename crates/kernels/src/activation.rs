@@ -1,11 +1,9 @@
 //! Activation functions and their gated forms.
 
-#![allow(unsafe_code)]
-
 use candle_core::Tensor;
 
 use crate::math;
-use crate::tensor::{self, Values};
+use crate::tensor::{self, MakeRow, Rows, Values};
 use crate::{Error, Result};
 
 /// An activation function.
@@ -79,11 +77,7 @@ fn relu(x: f32) -> f32 {
 fn each(x: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor> {
     let x = Values::new("activate", "x", x)?;
     let rows = x.rows();
-    let write = |row: usize, y: &mut [f32]| {
-        y.iter_mut().zip(rows.row(row)).for_each(|(y, &x)| *y = f(x));
-    };
-    // SAFETY: a row of `x` is as long as one of `y`.
-    unsafe { tensor::by_rows("activate", x.dims(), rows.width(), write) }
+    tensor::by_rows("activate", x.dims(), rows.width(), &Each { x: &rows, f })
 }
 
 fn each_gated(gate: &Tensor, up: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor> {
@@ -93,11 +87,35 @@ fn each_gated(gate: &Tensor, up: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Resu
         return Err(Error::shape(OP, "up", format!("{:?}", gate.dims()), up.dims()));
     }
     let (gates, ups) = (gate.rows(), up.rows());
-    let write = |row: usize, y: &mut [f32]| {
-        for ((y, &gate), &up) in y.iter_mut().zip(gates.row(row)).zip(ups.row(row)) {
-            *y = f(gate) * up;
+    let make = EachGated { gate: &gates, up: &ups, f };
+    tensor::by_rows(OP, gate.dims(), gates.width(), &make)
+}
+
+struct Each<'a, F> {
+    x: &'a Rows<'a>,
+    f: F,
+}
+
+impl<F: Fn(f32) -> f32 + Sync> MakeRow for Each<'_, F> {
+    #[inline(always)]
+    fn make(&self, row: usize, y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(self.x.row(row)) {
+            *y = (self.f)(x);
         }
-    };
-    // SAFETY: the shapes are equal, so rows are equally long.
-    unsafe { tensor::by_rows(OP, gate.dims(), gates.width(), write) }
+    }
+}
+
+struct EachGated<'a, F> {
+    gate: &'a Rows<'a>,
+    up: &'a Rows<'a>,
+    f: F,
+}
+
+impl<F: Fn(f32) -> f32 + Sync> MakeRow for EachGated<'_, F> {
+    #[inline(always)]
+    fn make(&self, row: usize, y: &mut [f32]) {
+        for ((y, &gate), &up) in y.iter_mut().zip(self.gate.row(row)).zip(self.up.row(row)) {
+            *y = (self.f)(gate) * up;
+        }
+    }
 }

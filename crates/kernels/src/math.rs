@@ -67,7 +67,7 @@ pub(crate) fn silu(x: f32) -> f32 {
 /// `½ x (1 + tanh(√(2/π)(x + 0.044715 x³)))`, as `x σ(2√(2/π)(…))`.
 #[inline(always)]
 pub(crate) fn gelu_tanh(x: f32) -> f32 {
-    const SLOPE: f32 = 1.595_769_1;
+    const SLOPE: f32 = 1.595_769;
     const CUBIC: f32 = 0.071_354_82;
     let inner = x * (x * x).mul_add(CUBIC, SLOPE);
     x / (1.0 + exp(-inner))
@@ -82,7 +82,7 @@ pub(crate) fn gelu(x: f32) -> f32 {
     let a = x.abs();
     let t = 1.0 / a.mul_add(0.25, 1.0);
     let g = 0.033_946_66_f32;
-    let g = g.mul_add(t, -0.196_177_01);
+    let g = g.mul_add(t, -0.196_177);
     let g = g.mul_add(t, 0.395_000_73);
     let g = g.mul_add(t, -0.333_468_38);
     let g = g.mul_add(t, 0.304_486_16);

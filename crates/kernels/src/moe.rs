@@ -13,7 +13,7 @@ use crate::activation::{ActivationFunction, gated};
 use crate::linear::Linear;
 use crate::product::{Output, fill};
 use crate::router::Routing;
-use crate::tensor::{self, Values};
+use crate::tensor::{self, MakeRow, Rows, Values};
 use crate::{Error, Result};
 
 const OP: &str = "moe";
@@ -141,19 +141,31 @@ pub fn moe(
         .iter()
         .map(|output| output.as_ref().map(|y| Values::new(OP, "output", y)).transpose())
         .collect::<Result<_>>()?;
-    let weight_rows = weights.rows();
-    let write = |token: usize, y: &mut [f32]| {
-        y.fill(0.0);
-        for (&(expert, row), &weight) in places[token * k..].iter().zip(weight_rows.row(token)) {
-            if let Some(output) = &outputs[expert] {
-                for (y, &output) in y.iter_mut().zip(&output.data()[row * d..][..d]) {
+    let make = Combine { outputs: &outputs, places: &places, weights: &weights.rows(), k };
+    tensor::by_rows(OP, &[n, d], d, &make)
+}
+
+/// The weighted sum of a token's outputs.
+struct Combine<'a> {
+    outputs: &'a [Option<Values<'a>>],
+    places: &'a [(usize, usize)],
+    weights: &'a Rows<'a>,
+    k: usize,
+}
+
+impl MakeRow for Combine<'_> {
+    #[inline(always)]
+    fn make(&self, token: usize, y: &mut [f32]) {
+        let places = &self.places[token * self.k..];
+        for (&(expert, row), &weight) in places.iter().zip(self.weights.row(token)) {
+            if let Some(output) = &self.outputs[expert] {
+                let output = &output.data()[row * y.len()..];
+                for (y, &output) in y.iter_mut().zip(output) {
                     *y = weight.mul_add(output, *y);
                 }
             }
         }
-    };
-    // SAFETY: `y` is filled with zeros first.
-    unsafe { tensor::by_rows(OP, &[n, d], d, write) }
+    }
 }
 
 /// Rows `x(0..m)` through a layer.

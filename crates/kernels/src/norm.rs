@@ -3,11 +3,9 @@
 //! The mean of squares is summed in `f64`, whatever the width: models hold
 //! residuals whose few largest entries exceed the others a thousandfold.
 
-#![allow(unsafe_code)]
-
 use candle_core::Tensor;
 
-use crate::tensor::{self, Values};
+use crate::tensor::{self, MakeRow, Rows, Values};
 use crate::{Error, Result};
 
 /// Root-mean-square normalisation, `y_i = w_i · (x_i / √(mean_j x_j² + ε))`.
@@ -40,17 +38,26 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if weight.dims() != [width] {
         return Err(Error::shape(OP, "weight", format!("[{width}]"), weight.dims()));
     }
-    let weights = weight.rows();
-    let w = weights.row(0);
-    let write = |row: usize, y: &mut [f32]| {
-        let x = rows.row(row);
-        let scale = (1.0 / (sum_of_squares(x) / width as f64 + eps).sqrt()) as f32;
-        for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
-            *y = w * (x * scale);
+    let make = RmsNorm { x: &rows, weight: weight.rows().row(0), eps };
+    tensor::by_rows(OP, x.dims(), width, &make)
+}
+
+struct RmsNorm<'a> {
+    x: &'a Rows<'a>,
+    weight: &'a [f32],
+    eps: f64,
+}
+
+impl MakeRow for RmsNorm<'_> {
+    #[inline(always)]
+    fn make(&self, row: usize, y: &mut [f32]) {
+        let x = self.x.row(row);
+        let mean = sum_of_squares(x) / x.len() as f64;
+        let scale = (1.0 / (mean + self.eps).sqrt()) as f32;
+        for ((y, &x), &weight) in y.iter_mut().zip(x).zip(self.weight) {
+            *y = weight * (x * scale);
         }
-    };
-    // SAFETY: a row of `y`, `x` and `weight` are equally long, so all of `y` is written.
-    unsafe { tensor::by_rows(OP, x.dims(), width, write) }
+    }
 }
 
 #[inline(always)]

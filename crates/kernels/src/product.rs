@@ -410,7 +410,10 @@ impl<'x, X: Fn(usize) -> &'x [f32]> WithSimd for Part<'_, X> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        PACKED.with_borrow_mut(|packed| self.run(simd, packed));
+        // Not inside `with_borrow_mut`: its closure would be compiled without `S`.
+        let mut packed = PACKED.take();
+        self.run(simd, &mut packed);
+        PACKED.set(packed);
     }
 }
 

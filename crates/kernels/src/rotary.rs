@@ -3,13 +3,11 @@
 //! The angles are computed in `f64` and only then rounded: an `f32` angle of a
 //! late position has lost the digits that its sine needs.
 
-#![allow(unsafe_code)]
-
 use std::fmt;
 
 use candle_core::Tensor;
 
-use crate::tensor::{self, Values};
+use crate::tensor::{self, MakeRow, Rows, Values};
 use crate::{Error, Result};
 
 const OP: &str = "rotary";
@@ -107,13 +105,28 @@ pub fn rotary(x: &Tensor, tables: &RotaryTables, offsets: &[usize]) -> Result<Te
         }
     }
     let rows = x.rows();
-    // One task writes all heads of a token.
-    let write = |token: usize, y: &mut [f32]| {
-        let pos = offsets[token / t] + token % t;
-        let cos = &tables.cos[pos * half..][..half];
-        let sin = &tables.sin[pos * half..][..half];
-        for (head, y) in y.chunks_exact_mut(d).enumerate() {
-            let x = rows.row(token * h + head);
+    tensor::by_rows(OP, &[b, t, h, d], h * d, &Rotate { x: &rows, tables, offsets, t, h, d })
+}
+
+/// All heads of a token.
+struct Rotate<'a> {
+    x: &'a Rows<'a>,
+    tables: &'a RotaryTables,
+    offsets: &'a [usize],
+    t: usize,
+    h: usize,
+    d: usize,
+}
+
+impl MakeRow for Rotate<'_> {
+    #[inline(always)]
+    fn make(&self, token: usize, y: &mut [f32]) {
+        let half = self.tables.half;
+        let pos = self.offsets[token / self.t] + token % self.t;
+        let cos = &self.tables.cos[pos * half..][..half];
+        let sin = &self.tables.sin[pos * half..][..half];
+        for (head, y) in y.chunks_exact_mut(self.d).enumerate() {
+            let x = self.x.row(token * self.h + head);
             let (low, rest) = x.split_at(half);
             let (high, tail) = rest.split_at(half);
             let (y_low, y_rest) = y.split_at_mut(half);
@@ -124,7 +137,5 @@ pub fn rotary(x: &Tensor, tables: &RotaryTables, offsets: &[usize]) -> Result<Te
             }
             y_tail.copy_from_slice(tail);
         }
-    };
-    // SAFETY: the loops write all `d` elements of each of the `h` heads.
-    unsafe { tensor::by_rows(OP, &[b, t, h, d], h * d, write) }
+    }
 }

@@ -10,7 +10,6 @@ use candle_core::{CpuStorage, DType, Device, Layout, Storage, StorageRef, Tensor
 
 use rayon::prelude::*;
 
-use crate::math::vectorised;
 use crate::product::{Output, fill};
 use crate::{Error, Result};
 
@@ -130,17 +129,22 @@ pub(crate) fn size(op: &'static str, what: &'static str, dims: &[usize]) -> Resu
         .ok_or_else(|| Error::shape(op, what, "a size that fits in memory", dims))
 }
 
-/// A tensor whose rows of `width` elements `write(row, out)` writes, on all threads;
-/// `write` is compiled for the best instruction set.
+/// What makes one row of a result.
 ///
-/// # Safety
-///
-/// `write` writes all of `out` before it reads any of it.
-pub(crate) unsafe fn by_rows(
+/// A trait and not a closure: its method can be inlined always, and must be, so that
+/// it is compiled for the instruction set of its caller.
+pub(crate) trait MakeRow: Sync {
+    /// Writes row `row` of the result to `y`, which holds zeros.
+    fn make(&self, row: usize, y: &mut [f32]);
+}
+
+/// A tensor whose rows of `width` elements `make` writes, on all threads, with the best
+/// instruction set.
+pub(crate) fn by_rows(
     op: &'static str,
     dims: &[usize],
     width: usize,
-    write: impl Fn(usize, &mut [f32]) + Sync,
+    make: &impl MakeRow,
 ) -> Result<Tensor> {
     let len = size(op, "the result", dims)?;
     let all = |y: Output| {
@@ -149,19 +153,37 @@ pub(crate) unsafe fn by_rows(
         }
         let (count, step) = (len / width, PIECE.div_ceil(width));
         let piece = |piece: usize| {
-            vectorised(|| {
-                for row in piece * step..count.min((piece + 1) * step) {
-                    // SAFETY: pieces are disjoint, and so are rows.
-                    write(row, unsafe { y.slice(row * width, width) });
-                }
-            });
+            let rows = piece * step..count.min((piece + 1) * step);
+            pulp::Arch::new().dispatch(Piece { make, rows, width, y });
         };
         match count.div_ceil(step) {
             pieces @ 0..=2 => (0..pieces).for_each(piece),
             pieces => (0..pieces).into_par_iter().for_each(piece),
         }
     };
-    // SAFETY: every row is written, by the caller's promise wholly.
+    // SAFETY: every row is written.
     let values = unsafe { fill(len, all) };
     tensor(op, values, dims)
+}
+
+/// Some rows of a result.
+struct Piece<'a, M> {
+    make: &'a M,
+    rows: std::ops::Range<usize>,
+    width: usize,
+    y: Output<'a>,
+}
+
+impl<M: MakeRow> pulp::WithSimd for Piece<'_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        for row in self.rows {
+            // SAFETY: pieces are disjoint, and so are rows; the row is written at once.
+            let y = unsafe { self.y.slice(row * self.width, self.width) };
+            y.fill(0.0);
+            self.make.make(row, y);
+        }
+    }
 }

@@ -520,3 +520,63 @@ fn a_tolerance_below_rounding_is_not_reached() {
         other => panic!("{other:?}"),
     }
 }
+
+/// Committed values of a float64 script written from the definitions.
+#[test]
+fn golden_values() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/spectral.json");
+    let cases: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let numbers = |value: &serde_json::Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    for case in cases.as_array().unwrap() {
+        let n = usize::try_from(case["n_tokens"].as_u64().unwrap()).unwrap();
+        let d = usize::try_from(case["d"].as_u64().unwrap()).unwrap();
+        let patterns: Vec<f32> = numbers(&case["patterns"]).iter().map(|v| *v as f32).collect();
+        let heads: Vec<Vec<f32>> = patterns.chunks(n * n).map(<[f32]>::to_vec).collect();
+        let signal = Signal::new(numbers(&case["signal"]), n, d).unwrap();
+        let gram = signal.gram().unwrap();
+        for expected in case["graphs"].as_array().unwrap() {
+            let graph = match expected["head"].as_u64() {
+                Some(head) => graph_of(&heads[usize::try_from(head).unwrap()], n),
+                None => head_mean(&heads, n),
+            };
+            let kind = KINDS.into_iter().find(|kind| expected["laplacian"] == kind.name()).unwrap();
+            let operator = LaplacianOperator::new(&graph, kind);
+            let what = format!("{}, {kind}, head {}", case["name"], expected["head"]);
+            let eigenvalues = numbers(&expected["eigenvalues"]);
+            // The mean over heads is rounded to f32 in the graph and not in the script.
+            let scale = eigenvalues[n - 1].max(1.0);
+            let tolerance =
+                if expected["head"].is_null() { 1e-7 } else { 1e-13 * n as f64 } * scale;
+            let found_values = found_exactly(&operator);
+            for (got, expected) in found_values.iter().zip(&eigenvalues) {
+                close(&what, *got, *expected, tolerance);
+            }
+            let found = found(&graph, kind);
+            if let Some(fiedler) = found.fiedler {
+                close(&what, fiedler.value, eigenvalues[1], tolerance.max(1e-11 * scale));
+            }
+            close(
+                &what,
+                found.lambda_max.unwrap().value,
+                eigenvalues[n - 1],
+                tolerance.max(1e-11 * scale),
+            );
+            let energy = expected["energy"].as_f64().unwrap();
+            close(&what, signal.energy(), energy, 1e-13 * energy);
+            let dirichlet = signal::dirichlet_energy(&operator, &gram).unwrap();
+            close(
+                &what,
+                dirichlet,
+                expected["dirichlet"].as_f64().unwrap(),
+                tolerance * energy.max(1.0),
+            );
+            let moments = operator.spectrum_moments().unwrap();
+            close(&what, moments.mean, expected["spectrum_mean"].as_f64().unwrap(), tolerance);
+            let variance = expected["spectrum_variance"].as_f64().unwrap();
+            close(&what, moments.variance, variance, tolerance * scale);
+        }
+    }
+}
