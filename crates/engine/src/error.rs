@@ -205,13 +205,13 @@ pub enum Error {
     Hooks(hooks::Error),
     /// The model could not be found, read or run.
     #[error(transparent)]
-    Runner(runner::Error),
+    Runner(Box<runner::Error>),
     /// An analysis failed.
     #[error(transparent)]
-    Analysis(#[from] analysis::Error),
+    Analysis(Box<analysis::Error>),
     /// The run folder could not be read or written.
     #[error(transparent)]
-    Store(#[from] store::Error),
+    Store(Box<store::Error>),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -221,8 +221,20 @@ impl From<runner::Error> for Error {
     fn from(error: runner::Error) -> Self {
         match error {
             runner::Error::Hooks(error) => error.into(),
-            error => Self::Runner(error),
+            error => Self::Runner(Box::new(error)),
         }
+    }
+}
+
+impl From<analysis::Error> for Error {
+    fn from(error: analysis::Error) -> Self {
+        Self::Analysis(Box::new(error))
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Store(Box::new(error))
     }
 }
 
@@ -238,11 +250,11 @@ impl From<hooks::Error> for Error {
             Err(inner) => inner,
         };
         let inner = match inner.downcast::<analysis::Error>() {
-            Ok(analysis) => return Self::Analysis(*analysis),
+            Ok(analysis) => return Self::Analysis(analysis),
             Err(inner) => inner,
         };
         match inner.downcast::<store::Error>() {
-            Ok(store) => Self::Store(*store),
+            Ok(store) => Self::Store(store),
             Err(inner) => Self::Hooks(hooks::Error::Sink(inner)),
         }
     }

@@ -31,6 +31,7 @@ use candle_core::Tensor;
 use hooks::{Statistic, SummaryOptions};
 use rayon::prelude::*;
 
+use crate::panels::WIDTH;
 use crate::product::{Output, fill};
 use crate::tensor::{self, Values};
 use crate::{Error, Result};
@@ -270,14 +271,34 @@ impl<'a> Heads<'a> {
         vector(&self.v, [row, pos, kv_head], self.dv)
     }
 
+    /// Where the keys of a range begin, and the step from one to the next.
+    fn keys(
+        &self,
+        row: usize,
+        range: std::ops::Range<usize>,
+        kv_head: usize,
+    ) -> (*const f32, usize) {
+        vectors(&self.k, row, range, kv_head, self.d)
+    }
+
+    /// Where the values of a range begin, and the step from one to the next.
+    fn values(
+        &self,
+        row: usize,
+        range: std::ops::Range<usize>,
+        kv_head: usize,
+    ) -> (*const f32, usize) {
+        vectors(&self.v, row, range, kv_head, self.dv)
+    }
+
     /// The work, in pieces that depend on each row's own length alone.
     fn spans(&self) -> Vec<Span> {
         let (mut spans, group) = (Vec::new(), self.group());
         for (row, &length) in self.lengths.iter().enumerate() {
             if length == 1 {
                 for kv_head in 0..self.h_kv {
-                    for first in (0..group).step_by(crate::product::WIDTH) {
-                        let n_heads = crate::product::WIDTH.min(group - first);
+                    for first in (0..group).step_by(WIDTH) {
+                        let n_heads = WIDTH.min(group - first);
                         let head = kv_head * group + first;
                         spans.push(Span { row, kv_head, head, n_heads, queries: 0..1 });
                     }
@@ -304,4 +325,17 @@ fn vector<'v>(values: &'v Values, at: [usize; 3], width: usize) -> &'v [f32] {
     }
     let start: usize = at.iter().zip(values.strides()).map(|(i, stride)| i * stride).sum();
     &values.data()[start..start + width]
+}
+
+/// The first of the vectors at `[row, range, head]`, all of which are there, and the step
+/// from one to the next.
+fn vectors(
+    values: &Values,
+    row: usize,
+    range: std::ops::Range<usize>,
+    head: usize,
+    width: usize,
+) -> (*const f32, usize) {
+    vector(values, [row, range.end - 1, head], width);
+    (vector(values, [row, range.start, head], width).as_ptr(), values.strides()[1])
 }

@@ -111,6 +111,17 @@ pub enum Error {
         /// Size of the matrix.
         n: usize,
     },
+    /// Weights in a block format for which there is no product.
+    #[error(
+        "{op}: no product with {format:?} weights, expected one of {:?} or a float; dequantise them first",
+        crate::quantized::Weights::FORMATS
+    )]
+    Quantization {
+        /// The operation.
+        op: &'static str,
+        /// The format that the weights have.
+        format: candle_core::quantized::GgmlDType,
+    },
     /// candle failed.
     #[error("{op}: {source}")]
     Candle {

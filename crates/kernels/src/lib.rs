@@ -32,7 +32,9 @@ pub mod laplacian;
 pub mod signal;
 
 mod math;
+mod panels;
 mod product;
+mod quantized;
 mod tensor;
 mod tridiagonal;
 

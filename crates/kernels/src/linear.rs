@@ -1,22 +1,28 @@
 //! Linear layers, `y = x Wᵀ + b`.
 //!
-//! The one decision that shapes this module: dense weights are packed into
-//! panels once, when the layer is made, and kept in that form only (see
-//! [`weight`](Linear::weight) and [`rows`](Linear::rows) for getting them back).
-//! The product then streams them in the order in which it needs them, for one
-//! row as for a thousand, and each output is the same chain of fused
-//! multiply–adds in ascending input index: a row's bits do not depend on the
-//! number of rows, of threads, or on the width of the machine's registers.
+//! The one decision that shapes this module: weights are packed into panels once,
+//! when the layer is made, and kept in that form only (see [`weight`](Linear::weight)
+//! and [`rows`](Linear::rows) for getting them back). The product then streams them
+//! in the order in which it needs them, for one row as for a thousand, and each
+//! output is the same chain of fused multiply–adds in ascending input index: a
+//! row's bits do not depend on the number of rows, of threads, or on the width of
+//! the machine's registers.
+//!
+//! Quantized weights stay quantized in memory and are unpacked, a panel at a time,
+//! to exactly the `f32` values that their format stands for. Inputs are not
+//! quantized: the bits are those of the dequantised layer.
 
 #![allow(unsafe_code)]
 
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{Device, Module, Tensor};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 
-use crate::product::{Output, Panels, fill, multiply};
+use crate::panels::{Panels, Right};
+use crate::product::{Output, fill, multiply};
+use crate::quantized::{self, Weights};
 use crate::tensor::{self, Values};
 use crate::{Error, Result};
 
@@ -47,13 +53,18 @@ impl fmt::Debug for Dense {
 }
 
 /// A layer with weights in a quantized block format.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Quantized {
-    weight: Arc<QTensor>,
-    product: QMatMul,
-    bias: Option<Tensor>,
-    d_in: usize,
-    d_out: usize,
+    weights: Arc<Weights>,
+    bias: Option<Arc<[f32]>>,
+}
+
+impl fmt::Debug for Quantized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (format, bias) = (self.weights.format(), self.bias.is_some());
+        let (d_in, d_out) = (self.weights.k(), self.weights.n());
+        write!(f, "Quantized {{ {format:?}, d_in: {d_in}, d_out: {d_out}, bias: {bias} }}")
+    }
 }
 
 impl Linear {
@@ -69,70 +80,82 @@ impl Linear {
         let &[d_out, d_in] = values.dims() else {
             return Err(Error::shape(OP, "weight", "[out, in]", values.dims()));
         };
-        let bias = match bias {
-            Some(bias) => Some(read_bias(bias, d_out)?.into()),
-            None => None,
-        };
+        let bias = read_bias(bias, d_out)?;
         let rows = values.rows();
         let panels = Arc::new(Panels::pack(d_out, d_in, |j| rows.row(j)));
         Ok(Self::Dense(Dense { panels, bias }))
     }
 
-    /// A layer with weights `[out, in]` in a quantized file format.
+    /// A layer with weights `[out, in]` in a format of GGUF files.
     ///
-    /// The block formats stay as they are; their products also quantize `x`, row by
-    /// row, so that a row's result is independent of the others here too. `F32`,
-    /// `F16` and `BF16` are no quantization: they become a dense layer.
+    /// `Q4_0`, `Q4_1` and `Q8_0` stay quantized; `F32`, `F16` and `BF16` become a dense layer.
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`], [`Error::Candle`].
+    /// [`Error::Shape`]; [`Error::Quantization`] for another format; [`Error::Candle`].
     pub fn quantized(weight: Arc<QTensor>, bias: Option<&Tensor>) -> Result<Self> {
         let &[d_out, d_in] = weight.shape().dims() else {
             return Err(Error::shape(OP, "weight", "[out, in]", weight.shape().dims()));
         };
-        if let GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 = weight.dtype() {
+        let format = weight.dtype();
+        if let GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 = format {
             let weight = weight.dequantize(&Device::Cpu).map_err(Error::candle(OP))?;
             return Self::dense(&weight, bias);
         }
-        let bias = match bias {
-            Some(bias) => Some(tensor::tensor(OP, read_bias(bias, d_out)?, &[d_out])?),
-            None => None,
-        };
-        let product = QMatMul::from_arc(weight.clone()).map_err(Error::candle(OP))?;
-        Ok(Self::Quantized(Quantized { weight, product, bias, d_in, d_out }))
+        if !Weights::FORMATS.contains(&format) {
+            return Err(Error::Quantization { op: OP, format });
+        }
+        let bias = read_bias(bias, d_out)?;
+        let bytes = weight.data().map_err(Error::candle(OP))?;
+        let weights = Weights::pack(format, d_out, d_in, &bytes).ok_or_else(|| {
+            Error::shape(OP, "weight", "whole blocks of 32 weights", &[d_out, d_in])
+        })?;
+        Ok(Self::Quantized(Quantized { weights: Arc::new(weights), bias }))
     }
 
-    /// Several layers over the same input as one, their outputs behind one another;
-    /// `None` if one of them is quantized, if the input widths differ, or without layers.
+    /// Several layers over the same input as one, their outputs behind one another.
+    ///
+    /// `None` if the input widths or the formats of the weights differ, without layers,
+    /// and for quantized layers whose output widths (but the last) are not multiples of 32.
     pub fn stack(layers: &[Linear]) -> Option<Linear> {
-        let dense: Vec<&Dense> = layers
-            .iter()
-            .map(|layer| match layer {
-                Self::Dense(layer) => Some(layer),
-                Self::Quantized(_) => None,
-            })
-            .collect::<Option<_>>()?;
-        let parts: Vec<&Panels> = dense.iter().map(|layer| &*layer.panels).collect();
-        let panels = Arc::new(Panels::concat(&parts)?);
-        let bias = dense.iter().any(|layer| layer.bias.is_some()).then(|| {
-            let mut bias = Vec::with_capacity(panels.n());
-            for layer in &dense {
-                match &layer.bias {
+        macro_rules! parts {
+            ($kind:ident, $field:ident) => {
+                layers
+                    .iter()
+                    .map(|layer| match layer {
+                        Self::$kind(layer) => Some(&*layer.$field),
+                        _ => None,
+                    })
+                    .collect::<Option<Vec<_>>>()
+            };
+        }
+        let bias = layers.iter().any(|layer| layer.bias().is_some()).then(|| {
+            let mut bias = Vec::new();
+            for layer in layers {
+                match layer.bias() {
                     Some(values) => bias.extend_from_slice(values),
-                    None => bias.resize(bias.len() + layer.panels.n(), 0.0),
+                    None => bias.resize(bias.len() + layer.d_out(), 0.0),
                 }
             }
             bias.into()
         });
-        Some(Self::Dense(Dense { panels, bias }))
+        match layers.first()? {
+            Self::Dense(_) => {
+                let panels = Arc::new(Panels::concat(&parts!(Dense, panels)?)?);
+                Some(Self::Dense(Dense { panels, bias }))
+            }
+            Self::Quantized(_) => {
+                let weights = Arc::new(Weights::concat(&parts!(Quantized, weights)?)?);
+                Some(Self::Quantized(Quantized { weights, bias }))
+            }
+        }
     }
 
     /// Input width.
     pub fn d_in(&self) -> usize {
         match self {
             Self::Dense(layer) => layer.panels.k(),
-            Self::Quantized(layer) => layer.d_in,
+            Self::Quantized(layer) => layer.weights.k(),
         }
     }
 
@@ -140,7 +163,14 @@ impl Linear {
     pub fn d_out(&self) -> usize {
         match self {
             Self::Dense(layer) => layer.panels.n(),
-            Self::Quantized(layer) => layer.d_out,
+            Self::Quantized(layer) => layer.weights.n(),
+        }
+    }
+
+    fn bias(&self) -> Option<&[f32]> {
+        match self {
+            Self::Dense(layer) => layer.bias.as_deref(),
+            Self::Quantized(layer) => layer.bias.as_deref(),
         }
     }
 
@@ -148,18 +178,9 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`Error::Candle`].
+    /// [`Error::Shape`] if the copy would not fit in memory.
     pub fn weight(&self) -> Result<Tensor> {
-        match self {
-            Self::Dense(layer) => {
-                let (n, k) = (layer.panels.n(), layer.panels.k());
-                let values = (0..n).flat_map(|j| layer.panels.column(j)).collect();
-                tensor::tensor(OP, values, &[n, k])
-            }
-            Self::Quantized(layer) => {
-                layer.weight.dequantize(&Device::Cpu).map_err(Error::candle(OP))
-            }
-        }
+        self.copy(self.d_out(), 0..self.d_out())
     }
 
     /// Rows of the weights, `[ids, in]` in `f32`: the lookup of an embedding that is
@@ -169,22 +190,22 @@ impl Linear {
     ///
     /// [`Error::Range`] if an id is not below the output width.
     pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
-        let (d_in, d_out) = (self.d_in(), self.d_out());
+        let d_out = self.d_out();
         if let Some(id) = ids.iter().find(|&&id| id as usize >= d_out) {
             return Err(Error::range(OP, "row", format!("below {d_out}"), id));
         }
-        match self {
-            Self::Dense(layer) => {
-                let mut values = Vec::with_capacity(tensor::size(OP, "rows", &[ids.len(), d_in])?);
-                for &id in ids {
-                    values.extend(layer.panels.column(id as usize));
-                }
-                tensor::tensor(OP, values, &[ids.len(), d_in])
+        self.copy(ids.len(), ids.iter().map(|&id| id as usize))
+    }
+
+    fn copy(&self, count: usize, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
+        let mut values = Vec::with_capacity(tensor::size(OP, "rows", &[count, self.d_in()])?);
+        for row in rows {
+            match self {
+                Self::Dense(layer) => values.extend(layer.panels.column(row)),
+                Self::Quantized(layer) => layer.weights.column(row, &mut values),
             }
-            Self::Quantized(layer) => Tensor::new(ids, &Device::Cpu)
-                .and_then(|ids| layer.weight.embedding(&ids))
-                .map_err(Error::candle(OP)),
         }
+        tensor::tensor(OP, values, &[count, self.d_in()])
     }
 
     /// `y = x Wᵀ + b`.
@@ -195,9 +216,8 @@ impl Linear {
     ///
     /// # Numerics
     ///
-    /// Dense: `f32` sums of fused multiply–adds in ascending input index, cut into
-    /// equal blocks of at most 640; the bias is added last. Bit-identical for any
-    /// number of rows and threads.
+    /// One chain of `f32` fused multiply–adds in ascending input index; the bias is
+    /// added last. Bit-identical for any number of rows and threads.
     ///
     /// # Errors
     ///
@@ -214,52 +234,27 @@ impl Linear {
             *last = self.d_out();
         }
         let size = tensor::size(OP, "y", &dims)?;
-        match self {
-            Self::Dense(layer) => {
-                let write = |y: Output| layer.apply(rows.count(), |i| rows.row(i), y);
-                // SAFETY: the product writes every element.
-                let y = unsafe { fill(size, write) };
-                tensor::tensor(OP, y, &dims)
-            }
-            Self::Quantized(layer) => layer.forward(x, &rows, &dims).map_err(Error::candle(OP)),
-        }
+        // SAFETY: the product writes every element.
+        let y = unsafe { fill(size, |y| self.apply(rows.count(), |i| rows.row(i), y)) };
+        tensor::tensor(OP, y, &dims)
     }
-}
 
-impl Dense {
-    /// Rows `x(0..m)` through the layer into `y [m, out]`, every element of which is written.
+    /// Rows `x(0..m)` through the layer into `y [m, out]`; writes every element of `y`.
     pub(crate) fn apply<'x>(&self, m: usize, x: impl Fn(usize) -> &'x [f32] + Sync, y: Output) {
-        multiply(m, x, &self.panels, self.bias.as_deref(), y);
-    }
-}
-
-impl Quantized {
-    fn forward(
-        &self,
-        x: &Tensor,
-        rows: &tensor::Rows,
-        dims: &[usize],
-    ) -> candle_core::Result<Tensor> {
-        if rows.count() == 0 || self.d_out == 0 || self.d_in == 0 {
-            let y = Tensor::zeros(dims, candle_core::DType::F32, &Device::Cpu)?;
-            return match &self.bias {
-                Some(bias) => y.broadcast_add(bias),
-                None => Ok(y),
-            };
+        match self {
+            Self::Dense(layer) => multiply(m, x, &*layer.panels, layer.bias.as_deref(), y),
+            Self::Quantized(layer) => quantized::with!(&*layer.weights, weights => {
+                multiply(m, x, weights, layer.bias.as_deref(), y)
+            }),
         }
-        let y = self.product.forward(&x.contiguous()?.reshape((rows.count(), self.d_in))?)?;
-        let y = match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        };
-        y.reshape(dims)
     }
 }
 
-fn read_bias(bias: &Tensor, d_out: usize) -> Result<Vec<f32>> {
+fn read_bias(bias: Option<&Tensor>, d_out: usize) -> Result<Option<Arc<[f32]>>> {
+    let Some(bias) = bias else { return Ok(None) };
     let values = Values::new(OP, "bias", bias)?;
     if values.dims() != [d_out] {
         return Err(Error::shape(OP, "bias", format!("[{d_out}]"), values.dims()));
     }
-    Ok(values.rows().row(0).to_vec())
+    Ok(Some(values.rows().row(0).into()))
 }

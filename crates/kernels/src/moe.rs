@@ -129,7 +129,13 @@ pub fn moe(
             if group.is_empty() {
                 return Ok(None);
             }
-            let fused = gather(&experts.gate_up[expert], group.len(), |i| rows.row(group[i] / k))?;
+            let dims = [group.len(), 2 * experts.d_expert];
+            let size = tensor::size(OP, "hidden", &dims)?;
+            let write = |y: Output| {
+                experts.gate_up[expert].apply(group.len(), |i| rows.row(group[i] / k), y);
+            };
+            // SAFETY: the product writes every element.
+            let fused = tensor::tensor(OP, unsafe { fill(size, write) }, &dims)?;
             let half = |start: usize| fused.narrow(1, start, experts.d_expert);
             let gate = half(0).map_err(Error::candle(OP))?;
             let up = half(experts.d_expert).map_err(Error::candle(OP))?;
@@ -164,23 +170,6 @@ impl MakeRow for Combine<'_> {
                     *y = weight.mul_add(output, *y);
                 }
             }
-        }
-    }
-}
-
-/// Rows `x(0..m)` through a layer.
-fn gather<'x>(layer: &Linear, m: usize, x: impl Fn(usize) -> &'x [f32] + Sync) -> Result<Tensor> {
-    let dims = [m, layer.d_out()];
-    match layer {
-        Linear::Dense(dense) => {
-            let size = tensor::size(OP, "hidden", &dims)?;
-            // SAFETY: the product writes every element.
-            let values = unsafe { fill(size, |y: Output| dense.apply(m, x, y)) };
-            tensor::tensor(OP, values, &dims)
-        }
-        Linear::Quantized(_) => {
-            let rows: Vec<f32> = (0..m).flat_map(|i| x(i).iter().copied()).collect();
-            layer.forward(&tensor::tensor(OP, rows, &[m, layer.d_in()])?)
         }
     }
 }

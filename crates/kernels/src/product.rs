@@ -3,11 +3,11 @@
 //!
 //! A tile is a few rows of the left operand times one *panel*, 32 columns of the
 //! right operand stored `[k][32]`. Its sums stay in registers over a whole block
-//! of `k`. Each output element is therefore one chain of fused multiply–adds in
-//! ascending `k`, cut at block ends that depend on `k` alone. That chain is the
-//! same whichever rows share the tile, however many threads work, and however
-//! wide the registers are: the bits of a row never depend on its neighbours, and
-//! a product with one row needs no path of its own.
+//! of `k`. Each output element is one chain of fused multiply–adds in ascending
+//! `k`: the same whichever rows share the tile, however `k` is cut into blocks,
+//! however many threads work, and however wide the registers are. The bits of a
+//! row never depend on its neighbours, and a product with one row needs no path
+//! of its own.
 
 #![allow(unsafe_code)]
 
@@ -18,26 +18,21 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Columns of a panel.
-pub(crate) const WIDTH: usize = 32;
-
-/// One row of a panel. Aligned so that no vector load crosses a cache line.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(crate) struct Lanes(pub(crate) [f32; WIDTH]);
-
-impl Lanes {
-    pub(crate) const fn splat(value: f32) -> Self {
-        Self([value; WIDTH])
-    }
-}
+use crate::panels::{Lanes, Right, WIDTH};
 
 /// Consecutive `k` that a packed row keeps together.
 const CHUNK: usize = 16;
 /// Longest block of `k`: its panel (80 KiB) stays in the second-level cache.
 const BLOCK_K: usize = 640;
-/// Rows of the left operand that are packed at a time, about.
+/// The same where a panel is unpacked for a single tile of rows (16 KiB, first-level).
+const BLOCK_K_ONCE: usize = 128;
+/// Rows of the left operand that are packed at a time, about; with their `k` they
+/// stay in the second-level cache.
 const BLOCK_ROWS: usize = 256;
+/// The same where panels are unpacked for every such block.
+const BLOCK_ROWS_UNPACKED: usize = 1024;
+/// Panel rows that are fetched ahead.
+const AHEAD: usize = 8;
 /// Multiply–adds below which handing work to other threads costs more than it saves.
 const SERIAL: usize = 1 << 18;
 
@@ -61,29 +56,37 @@ pub(crate) fn best_tile_rows() -> usize {
 }
 
 /// Where a tile finds its left operand: element `(row, k)` is
-/// `start[k / chunk · chunk_step + k % chunk · k_step + row · ROW_STEP]`.
+/// `start[k / chunk · chunk_step + k % chunk · k_step + row · row_step]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Left {
     start: *const f32,
     chunk: usize,
     chunk_step: usize,
     k_step: usize,
+    row_step: usize,
 }
 
 impl Left {
     /// `ROW_STEP` of [`Left::chunked`].
     pub(crate) const CHUNKED: usize = CHUNK;
-    /// `ROW_STEP` of [`Left::interleaved`].
-    pub(crate) const INTERLEAVED: usize = 1;
+    /// `ROW_STEP` of [`Left::columns`].
+    pub(crate) const COLUMNS: usize = 1;
+    /// `ROW_STEP` of [`Left::rows`].
+    pub(crate) const ROWS: usize = 0;
 
     /// Rows packed by [`pack_rows`] for tiles of `rows` rows.
     pub(crate) fn chunked(start: *const f32, rows: usize) -> Self {
-        Self { start, chunk: CHUNK, chunk_step: rows * CHUNK, k_step: 1 }
+        Self { start, chunk: CHUNK, chunk_step: rows * CHUNK, k_step: 1, row_step: CHUNK }
     }
 
-    /// All rows of one `k` beside one another, `[k][rows]`.
-    pub(crate) fn interleaved(start: *const f32, rows: usize) -> Self {
-        Self { start, chunk: usize::MAX, chunk_step: 0, k_step: rows }
+    /// All rows of one `k` beside one another, the next `k` `k_step` after it.
+    pub(crate) fn columns(start: *const f32, k_step: usize) -> Self {
+        Self { start, chunk: usize::MAX, chunk_step: 0, k_step, row_step: 1 }
+    }
+
+    /// All `k` of one row beside one another, the next row `row_step` after it.
+    pub(crate) fn rows(start: *const f32, row_step: usize) -> Self {
+        Self { start, chunk: usize::MAX, chunk_step: 0, k_step: 1, row_step }
     }
 }
 
@@ -92,8 +95,8 @@ impl Left {
 ///
 /// # Safety
 ///
-/// `rows` is at most [`tile_rows`]; `left` is readable for `rows` rows of `k`
-/// elements with this `ROW_STEP`, `right` for `k` lanes, and `c` is valid for
+/// `rows` is at most [`tile_rows`]; `left` has this `ROW_STEP` and is readable for
+/// `rows` rows of `k` elements, `right` for `k` lanes, and `c` is valid for
 /// reads (if `add`) and writes of 32 elements in each of `rows` rows.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
@@ -149,6 +152,7 @@ unsafe fn registers<S: Simd, const ROWS: usize, const VECTORS: usize, const ROW_
     stride: usize,
     add: bool,
 ) {
+    let row_step = if ROW_STEP == Left::ROWS { left.row_step } else { ROW_STEP };
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
     // SAFETY: every address below is one that the caller vouches for; vectors are
     // plain numbers, read and written unaligned.
@@ -165,12 +169,16 @@ unsafe fn registers<S: Simd, const ROWS: usize, const VECTORS: usize, const ROW_
             let steps = left.chunk.min(rest);
             let mut a = chunk;
             for _ in 0..steps {
+                // The panel is the one operand that comes from afar.
+                for v in (0..VECTORS * S::F32_LANES).step_by(16) {
+                    prefetch(right.wrapping_add(AHEAD * WIDTH + v));
+                }
                 let mut b = [simd.splat_f32s(0.0); VECTORS];
                 for (v, b) in b.iter_mut().enumerate() {
                     *b = right.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
                 }
                 for (i, sums) in sums.iter_mut().enumerate() {
-                    let a = simd.splat_f32s(*a.add(i * ROW_STEP));
+                    let a = simd.splat_f32s(*a.add(i * row_step));
                     for (sum, b) in sums.iter_mut().zip(b) {
                         *sum = simd.mul_add_f32s(a, b, *sum);
                     }
@@ -187,6 +195,19 @@ unsafe fn registers<S: Simd, const ROWS: usize, const VECTORS: usize, const ROW_
             }
         }
     }
+}
+
+/// Asks for the cache line at `address`, which need not be valid.
+#[inline(always)]
+fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Floats that [`pack_rows`] needs for one tile of `rows` rows of `k` elements.
@@ -209,93 +230,6 @@ pub(crate) fn pack_rows<'a>(
         if !rest.is_empty() {
             packed[chunks.len() * rows * CHUNK + i * CHUNK..][..rest.len()].copy_from_slice(rest);
         }
-    }
-}
-
-/// Blocks of `k`: start and length. They depend on `k` alone.
-fn blocks(k: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = k.div_ceil(BLOCK_K).max(1);
-    let step = k.div_ceil(count).next_multiple_of(CHUNK).max(CHUNK);
-    (0..k).step_by(step).map(move |start| (start, step.min(k - start)))
-}
-
-/// The right operand, `n` columns of `k` elements, packed once for many products:
-/// `[block of k][panel][k within the block][32]`, the last panel filled up with zeros.
-pub(crate) struct Panels {
-    lanes: Vec<Lanes>,
-    n: usize,
-    k: usize,
-}
-
-impl Panels {
-    /// Packs the transpose of a matrix whose row `j`, of `k` elements, `row(j)` returns.
-    pub(crate) fn pack<'a>(n: usize, k: usize, row: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
-        let count = n.div_ceil(WIDTH);
-        let mut lanes = vec![Lanes::splat(0.0); count * k];
-        let mut rest = lanes.as_mut_slice();
-        for (start, len) in blocks(k) {
-            let (block, tail) = rest.split_at_mut(count * len);
-            rest = tail;
-            block.par_chunks_exact_mut(len).enumerate().for_each(|(panel, lanes)| {
-                for lane in 0..WIDTH.min(n - panel * WIDTH) {
-                    let source = &row(panel * WIDTH + lane)[start..start + len];
-                    for (lanes, &value) in lanes.iter_mut().zip(source) {
-                        lanes.0[lane] = value;
-                    }
-                }
-            });
-        }
-        Self { lanes, n, k }
-    }
-
-    /// Several right operands with equal `k` as one, columns behind one another.
-    pub(crate) fn concat(parts: &[&Self]) -> Option<Self> {
-        let (last, rest) = parts.split_last()?;
-        let (n, k) = (parts.iter().map(|part| part.n).sum(), last.k);
-        if parts.iter().any(|part| part.k != k) {
-            return None;
-        }
-        if rest.iter().all(|part| part.n % WIDTH == 0) {
-            let mut lanes = Vec::with_capacity(usize::div_ceil(n, WIDTH) * k);
-            for (start, len) in blocks(k) {
-                for part in parts {
-                    let count = part.n.div_ceil(WIDTH);
-                    lanes.extend_from_slice(&part.lanes[start * count..][..len * count]);
-                }
-            }
-            return Some(Self { lanes, n, k });
-        }
-        let rows: Vec<Vec<f32>> =
-            parts.iter().flat_map(|part| (0..part.n).map(|j| part.column(j).collect())).collect();
-        Some(Self::pack(n, k, |j| &rows[j]))
-    }
-
-    /// Number of columns.
-    pub(crate) fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Length of a column.
-    pub(crate) fn k(&self) -> usize {
-        self.k
-    }
-
-    /// Column `j`, unpacked.
-    pub(crate) fn column(&self, j: usize) -> impl Iterator<Item = f32> {
-        let (count, panel, lane) = (self.n.div_ceil(WIDTH), j / WIDTH, j % WIDTH);
-        blocks(self.k).flat_map(move |(start, len)| {
-            let lanes = &self.lanes[start * count + panel * len..][..len];
-            lanes.iter().map(move |lanes| lanes.0[lane])
-        })
-    }
-
-    /// The blocks of one panel: where in `k` each begins, and its lanes.
-    pub(crate) fn blocks_of(&self, panel: usize) -> impl Iterator<Item = (usize, &[Lanes])> {
-        blocks(self.k).map(move |block| (block.0, self.block(block, panel)))
-    }
-
-    fn block(&self, (start, len): (usize, usize), panel: usize) -> &[Lanes] {
-        &self.lanes[start * self.n.div_ceil(WIDTH) + panel * len..][..len]
     }
 }
 
@@ -354,160 +288,253 @@ pub(crate) unsafe fn fill(len: usize, write: impl FnOnce(Output<'_>)) -> Vec<f32
 /// `y = x B + bias`: row `i` of `x` is `x(i)`, row `i` of `y` starts at `i · n`.
 ///
 /// Writes all `m · n` elements of `y` before it reads any.
-pub(crate) fn multiply<'x, X>(m: usize, x: X, panels: &Panels, bias: Option<&[f32]>, y: Output)
+pub(crate) fn multiply<'x, X, R>(m: usize, x: X, right: &R, bias: Option<&[f32]>, y: Output)
 where
     X: Fn(usize) -> &'x [f32] + Sync,
+    R: Right,
 {
-    assert!(m.checked_mul(panels.n).is_some_and(|size| size <= y.len));
-    assert!(bias.is_none_or(|bias| bias.len() == panels.n));
-    let count = panels.n.div_ceil(WIDTH);
-    let threads = rayon::current_num_threads();
-    let serial = threads == 1 || m * panels.n * panels.k < SERIAL;
-    let (row_step, panel_step) = if serial { (m, count) } else { partition(m, count, threads) };
-    if m == 0 || count == 0 {
+    let (n, k) = (right.n(), right.k());
+    assert!(m.checked_mul(n).is_some_and(|size| size <= y.len));
+    assert!(bias.is_none_or(|bias| bias.len() == n));
+    let panels = n.div_ceil(WIDTH);
+    if m == 0 || panels == 0 {
         return;
     }
-    let run = |rows: Range<usize>, panels_: Range<usize>| {
-        Arch::new().dispatch(Part { x: &x, panels, bias, y, rows, columns: panels_ });
+    let run = |rows: Range<usize>, columns: Range<usize>| {
+        Arch::new().dispatch(Part { x: &x, right, bias, y, rows, columns });
     };
-    if row_step >= m && panel_step >= count {
-        return run(0..m, 0..count);
+    let threads = rayon::current_num_threads();
+    if threads == 1 || m.saturating_mul(n).saturating_mul(k) < SERIAL {
+        return run(0..m, 0..panels);
     }
-    let across = count.div_ceil(panel_step);
+    let (row_step, panel_step) = partition(m, panels, threads, R::UNPACKS);
+    let across = panels.div_ceil(panel_step);
     (0..m.div_ceil(row_step) * across).into_par_iter().with_max_len(1).for_each(|part| {
         let (row, panel) = (part / across * row_step, part % across * panel_step);
-        run(row..m.min(row + row_step), panel..count.min(panel + panel_step));
+        run(row..m.min(row + row_step), panel..panels.min(panel + panel_step));
     });
 }
 
-/// Rows and panels of one part: by rows if there are enough of them for every
-/// thread, else by panels too. About three parts to a thread even out their speeds.
-fn partition(m: usize, panels: usize, threads: usize) -> (usize, usize) {
+/// Rows and panels of one part. About three parts to a thread even out their speeds;
+/// they are cut between rows, where panels need no unpacking and there are rows
+/// enough, else between panels.
+fn partition(m: usize, panels: usize, threads: usize, unpacks: bool) -> (usize, usize) {
     let wanted = 3 * threads;
-    let row_step = m.div_ceil(wanted).max(64).next_multiple_of(14);
-    let across = wanted.div_ceil(m.div_ceil(row_step));
-    let panel_step = if m.div_ceil(row_step) >= threads { panels } else { panels.div_ceil(across) };
-    (row_step, panel_step.max(1))
+    let rows = match unpacks {
+        true => m.min(BLOCK_ROWS_UNPACKED),
+        false => m.div_ceil(wanted).max(64).next_multiple_of(14),
+    };
+    let parts = m.div_ceil(rows);
+    let across = if parts >= threads { 1 } else { wanted.div_ceil(parts) };
+    (rows, panels.div_ceil(across))
 }
 
 thread_local! {
-    /// Packed rows; kept, because fresh pages cost more than filling them.
-    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Packed rows and unpacked panels; kept, because fresh pages cost more than filling them.
+    static SCRATCH: RefCell<(Vec<f32>, Vec<Lanes>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 /// One thread's part of a product.
-struct Part<'a, X> {
+struct Part<'a, X, R> {
     x: &'a X,
-    panels: &'a Panels,
+    right: &'a R,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
     rows: Range<usize>,
+    /// Counted in panels.
     columns: Range<usize>,
 }
 
-impl<'x, X: Fn(usize) -> &'x [f32]> WithSimd for Part<'_, X> {
+impl<'x, X: Fn(usize) -> &'x [f32], R: Right> WithSimd for Part<'_, X, R> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         // Not inside `with_borrow_mut`: its closure would be compiled without `S`.
-        let mut packed = PACKED.take();
-        self.run(simd, &mut packed);
-        PACKED.set(packed);
+        let mut scratch = SCRATCH.take();
+        self.run(simd, &mut scratch);
+        SCRATCH.set(scratch);
     }
 }
 
-impl<'x, X: Fn(usize) -> &'x [f32]> Part<'_, X> {
+impl<'x, X: Fn(usize) -> &'x [f32], R: Right> Part<'_, X, R> {
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S, packed: &mut Vec<f32>) {
-        let Self { x, panels, bias, y, rows, columns } = self;
-        let (n, height) = (panels.n, tile_rows::<S>());
-        let step = BLOCK_ROWS / height * height;
-        let tile_len = packed_len(height, BLOCK_K.min(panels.k));
-        let tiles = rows.len().min(step).div_ceil(height);
+    fn run<S: Simd>(self, simd: S, (packed, unpacked): &mut (Vec<f32>, Vec<Lanes>)) {
+        let Self { x, right, bias, y, rows, columns } = self;
+        let (n, k, height) = (right.n(), right.k(), tile_rows::<S>());
+        let block_rows = if R::UNPACKS { BLOCK_ROWS_UNPACKED } else { BLOCK_ROWS };
+        let row_step = block_rows / height * height;
+        let k_step = if R::UNPACKS && rows.len() <= height { BLOCK_K_ONCE } else { BLOCK_K };
+        let k_step = k_step.min(k).next_multiple_of(CHUNK).max(CHUNK);
+        let tile_len = packed_len(height, k_step);
+        let tiles = rows.len().min(row_step).div_ceil(height);
         if packed.len() < tiles * tile_len {
             packed.resize(tiles * tile_len, 0.0);
         }
-        for top in rows.clone().step_by(step) {
-            let bottom = rows.end.min(top + step);
-            for block in blocks(panels.k) {
-                let (start, len) = block;
+        if R::UNPACKS && unpacked.len() < k_step {
+            unpacked.resize(k_step, Lanes::splat(0.0));
+        }
+        for top in rows.clone().step_by(row_step) {
+            let block = top..rows.end.min(top + row_step);
+            for start in (0..k).step_by(k_step) {
+                let depth = start..k.min(start + k_step);
                 for (packed, first) in
-                    packed.chunks_exact_mut(tile_len).zip((top..bottom).step_by(height))
+                    packed.chunks_exact_mut(tile_len).zip(block.clone().step_by(height))
                 {
-                    let tile = first..bottom.min(first + height);
-                    pack_rows(packed, height, tile.map(|i| &x(i)[start..start + len]));
+                    let tile = first..block.end.min(first + height);
+                    pack_rows(packed, height, tile.map(|i| &x(i)[depth.clone()]));
                 }
                 for panel in columns.clone() {
-                    let right = panels.block(block, panel);
-                    let width = WIDTH.min(n - panel * WIDTH);
+                    let lanes = right.lanes(panel, depth.clone(), unpacked);
+                    debug_assert_eq!(lanes.len(), depth.len());
                     for (packed, first) in
-                        packed.chunks_exact(tile_len).zip((top..bottom).step_by(height))
+                        packed.chunks_exact(tile_len).zip(block.clone().step_by(height))
                     {
-                        let rows = height.min(bottom - first);
-                        let left = Left::chunked(packed.as_ptr(), height);
-                        let (c, add) = (y.at(first * n + panel * WIDTH), start > 0);
-                        if width == WIDTH {
-                            // SAFETY: `packed` holds these rows, `right` has `len` lanes, and the
-                            // tile lies within `y`, where this part alone writes.
-                            unsafe {
-                                tile::<S, { Left::CHUNKED }>(
-                                    simd,
-                                    rows,
-                                    left,
-                                    len,
-                                    right.as_ptr(),
-                                    c,
-                                    n,
-                                    add,
-                                );
-                            }
-                            continue;
-                        }
-                        let mut edge = [Lanes::splat(0.0); 14];
-                        for (i, edge) in edge.iter_mut().enumerate().take(rows) {
-                            if add {
-                                // SAFETY: this part's own elements, written by the block before.
-                                let row =
-                                    unsafe { y.slice((first + i) * n + panel * WIDTH, width) };
-                                edge.0[..width].copy_from_slice(row);
-                            }
-                        }
-                        // SAFETY: as above, with `edge` for the output.
-                        unsafe {
-                            let c = edge.as_mut_ptr().cast();
-                            tile::<S, { Left::CHUNKED }>(
-                                simd,
-                                rows,
-                                left,
-                                len,
-                                right.as_ptr(),
-                                c,
-                                WIDTH,
-                                add,
-                            );
-                        }
-                        for (i, edge) in edge.iter().enumerate().take(rows) {
-                            // SAFETY: this part's own elements.
-                            let row = unsafe { y.slice((first + i) * n + panel * WIDTH, width) };
-                            row.copy_from_slice(&edge.0[..width]);
-                        }
+                        let tile = Tile {
+                            rows: first..block.end.min(first + height),
+                            panel,
+                            add: start > 0,
+                        };
+                        tile.run(simd, packed, lanes, n, y);
                     }
                 }
             }
             let own = columns.start * WIDTH..n.min(columns.end * WIDTH);
-            for i in top..bottom {
-                if panels.k > 0 && bias.is_none() {
+            for i in block {
+                if k > 0 && bias.is_none() {
                     break;
                 }
                 // SAFETY: this part's own elements, written above unless `k` is 0.
                 let row = unsafe { y.slice(i * n + own.start, own.len()) };
-                if panels.k == 0 {
+                if k == 0 {
                     row.fill(0.0);
                 }
                 if let Some(bias) = bias {
                     row.iter_mut().zip(&bias[own.clone()]).for_each(|(y, bias)| *y += bias);
                 }
+            }
+        }
+    }
+}
+
+/// The place of a tile in `y`.
+struct Tile {
+    rows: Range<usize>,
+    panel: usize,
+    add: bool,
+}
+
+impl Tile {
+    /// Multiplies packed rows with a panel that may be narrower than its lanes.
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S, packed: &[f32], lanes: &[Lanes], n: usize, y: Output) {
+        let Self { rows, panel, add } = self;
+        let height = tile_rows::<S>();
+        assert!(rows.len() <= height && packed.len() >= packed_len(height, lanes.len()));
+        let (left, k, right) =
+            (Left::chunked(packed.as_ptr(), height), lanes.len(), lanes.as_ptr());
+        let width = WIDTH.min(n - panel * WIDTH);
+        let start = rows.start * n + panel * WIDTH;
+        assert!(start + (rows.len() - 1) * n + width <= y.len);
+        if width == WIDTH {
+            // SAFETY: `packed` holds these rows and `lanes` as many elements, just checked;
+            // the tile lies within `y`, where this part alone writes.
+            unsafe {
+                tile::<S, { Left::CHUNKED }>(simd, rows.len(), left, k, right, y.at(start), n, add)
+            };
+            return;
+        }
+        let mut edge = [Lanes::splat(0.0); 14];
+        // SAFETY: this part's own elements.
+        let row = |i: usize| unsafe { y.slice(start + i * n, width) };
+        if add {
+            // Written by the block of `k` before this one.
+            edge.iter_mut()
+                .enumerate()
+                .take(rows.len())
+                .for_each(|(i, edge)| edge.0[..width].copy_from_slice(row(i)));
+        }
+        // SAFETY: as above; `edge` has as many rows as any tile.
+        unsafe {
+            tile::<S, { Left::CHUNKED }>(
+                simd,
+                rows.len(),
+                left,
+                k,
+                right,
+                edge.as_mut_ptr().cast(),
+                WIDTH,
+                add,
+            )
+        };
+        edge.iter()
+            .enumerate()
+            .take(rows.len())
+            .for_each(|(i, edge)| row(i).copy_from_slice(&edge.0[..width]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::panels::Panels;
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// The product on a given instruction set.
+    fn on<S: Simd>(simd: S, m: usize, x: &[f32], right: &Panels) -> Vec<f32> {
+        let mut y = vec![f32::NAN; m * right.n()];
+        let row = |i: usize| &x[i * right.k()..][..right.k()];
+        let part = Part {
+            x: &row,
+            right,
+            bias: None,
+            y: Output::new(&mut y),
+            rows: 0..m,
+            columns: 0..right.n().div_ceil(WIDTH),
+        };
+        simd.vectorize(part);
+        y
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        for (m, n, k) in [(1, 32, 40), (14, 33, 641), (29, 95, 1300), (7, 64, 16)] {
+            let (x, w) = (numbers(m * k, 1), numbers(n * k, 2));
+            let right = Panels::pack(n, k, |j| &w[j * k..][..k]);
+            let scalar = on(pulp::Scalar::new(), m, &x, &right);
+            let chain = |i: usize, j: usize| {
+                (0..k).fold(0f32, |sum, c| x[i * k + c].mul_add(w[j * k + c], sum))
+            };
+            for (index, y) in scalar.iter().enumerate() {
+                assert_eq!(y.to_bits(), chain(index / n, index % n).to_bits());
+            }
+            #[cfg(target_arch = "x86_64")]
+            {
+                if let Some(simd) = pulp::x86::V3::try_new() {
+                    assert_eq!(on(simd, m, &x, &right), scalar);
+                }
+                if let Some(simd) = pulp::x86::V4::try_new() {
+                    assert_eq!(on(simd, m, &x, &right), scalar);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_cover_everything_once() {
+        for (m, panels, threads) in [(1, 1, 2), (1, 96, 2), (512, 30, 2), (65, 3, 64), (2000, 7, 3)]
+        {
+            for unpacks in [false, true] {
+                let (rows, columns) = partition(m, panels, threads, unpacks);
+                assert!(rows >= 1 && columns >= 1 && columns <= panels, "{m} {panels} {threads}");
             }
         }
     }

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run has nothing to measure
 
+use std::cell::LazyCell;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -56,10 +57,18 @@ fn batch(tokens: Vec<u32>, offset: usize) -> Batch {
     Batch::new(vec![Row { request: 0, tokens, offset }]).unwrap()
 }
 
+const DTYPES: [(&str, WeightDtype); 2] =
+    [("f32", WeightDtype::F32), ("as stored", WeightDtype::AsStored)];
+
+/// The model, loaded when the first bench that needs it runs.
+fn model(dtype: WeightDtype) -> LazyCell<Model, impl FnOnce() -> Model> {
+    let options = LoadOptions { dtype, ..Default::default() };
+    LazyCell::new(move || Model::load(&source(), &options).unwrap())
+}
+
 fn prefill(c: &mut Criterion) {
-    for (name, dtype) in [("f32", WeightDtype::F32), ("as stored", WeightDtype::AsStored)] {
-        let options = LoadOptions { dtype, ..Default::default() };
-        let model = Model::load(&source(), &options).unwrap();
+    for (name, dtype) in DTYPES {
+        let model = model(dtype);
         let mut group = c.benchmark_group(format!("prefill, {name}"));
         group.sample_size(10).warm_up_time(Duration::from_secs(2));
         for n in [128, 512, 2048] {
@@ -85,23 +94,24 @@ fn prefill(c: &mut Criterion) {
 }
 
 fn decode(c: &mut Criterion) {
-    for (name, dtype) in [("f32", WeightDtype::F32), ("as stored", WeightDtype::AsStored)] {
-        let options = LoadOptions { dtype, ..Default::default() };
-        let model = Model::load(&source(), &options).unwrap();
-        let mut sink = Drop { beside: &[] };
-        let session = model.session(&mut sink).unwrap();
-        let (layers, edits, mut cache) = (0..30, Edits::default(), KvCache::new());
-        let mut step = |batch: &Batch| {
-            session
-                .forward(batch, Input::Tokens, layers.clone(), &mut cache, &edits, &mut sink)
-                .unwrap();
-        };
-        step(&batch(tokens(512), 0));
-        // The same position again and again: the cache rewinds.
-        let next = batch(vec![17], 512);
+    for (name, dtype) in DTYPES {
+        let model = model(dtype);
         let mut group = c.benchmark_group(format!("decode, {name}"));
         group.sample_size(10).throughput(Throughput::Elements(1));
-        group.bench_function("one token after 512", |b| b.iter(|| step(&next)));
+        let mut cache = KvCache::new();
+        group.bench_function("one token after 512", |b| {
+            let (mut sink, edits) = (Drop { beside: &[] }, Edits::default());
+            let session = model.session(&mut sink).unwrap();
+            let mut step = |batch: &Batch| {
+                session
+                    .forward(batch, Input::Tokens, 0..30, &mut cache, &edits, &mut sink)
+                    .unwrap();
+            };
+            step(&batch(tokens(512), 0));
+            // The same position again and again: the cache rewinds.
+            let next = batch(vec![17], 512);
+            b.iter(|| step(&next));
+        });
         group.finish();
     }
 }
@@ -109,7 +119,7 @@ fn decode(c: &mut Criterion) {
 fn load(c: &mut Criterion) {
     let mut group = c.benchmark_group("load");
     group.sample_size(10);
-    for (name, dtype) in [("f32", WeightDtype::F32), ("as stored", WeightDtype::AsStored)] {
+    for (name, dtype) in DTYPES {
         let options = LoadOptions { dtype, ..Default::default() };
         let source = source();
         group.bench_function(name, |b| b.iter(|| Model::load(&source, &options).unwrap()));

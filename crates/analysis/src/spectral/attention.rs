@@ -58,8 +58,8 @@ pub struct AttentionRow {
     pub distance: f64,
     /// Largest entry of a row, mean over queries.
     pub max: f64,
-    /// Largest eigenvalues of the degree-less Laplacian of a causal pattern,
-    /// `s_i − a_ii`, descending.
+    /// Largest eigenvalues of `D − A`, `D` the diagonal matrix of the sink scores:
+    /// `s_i − a_ii`, since `A` is causal and so triangular. Descending.
     ///
     /// # References
     /// LapEigvals, arXiv 2502.17598.

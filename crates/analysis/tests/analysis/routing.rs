@@ -126,12 +126,9 @@ fn pieces_of_a_prompt_are_the_prompt_and_prompts_add_up() {
 fn rows_that_do_not_belong_together_are_refused() {
     let cases = golden("routing");
     let (eight, four) = (routed(&cases[0], &[(0, 0, 5)]), routed(&cases[1], &[(1, 0, 5)]));
-    let mixed = |a: &RoutingRows, b: &RoutingRows| {
-        let experts: Vec<_> = a.experts.iter().chain(&b.experts).copied().collect();
-        let rows: Vec<_> = a.routing.iter().chain(&b.routing).copied().collect();
-        summary(&rows, &experts)
-    };
-    assert!(matches!(mixed(&eight, &four), Err(Error::Rows { request: 1, .. })));
+    let rows: Vec<_> = eight.routing.iter().chain(&four.routing).copied().collect();
+    let experts: Vec<_> = eight.experts.iter().chain(&four.experts).copied().collect();
+    assert!(matches!(summary(&rows, &experts), Err(Error::Rows { request: 1, .. })));
     assert!(matches!(
         summary(&eight.routing, &eight.experts[1..]),
         Err(Error::Rows { what: "number of expert rows", .. })

@@ -9,7 +9,8 @@ use super::keys::{Keys, TILE};
 use super::summary::{Columns, Sums};
 use super::{Heads, Span};
 use crate::math::exp;
-use crate::product::{Lanes, Left, Output, WIDTH, tile, tile_rows};
+use crate::panels::{Lanes, WIDTH};
+use crate::product::{Left, Output, tile, tile_rows};
 
 /// Where to write what is wanted beside the output.
 #[derive(Clone, Copy)]
@@ -101,9 +102,9 @@ impl WithSimd for Attend<'_> {
                 let len = TILE.min(queries.highest + 1 - tile_start);
                 let kept = if wanted { tile_start - first } else { 0 };
                 let mut tile = Tile { first: tile_start, p: &mut p[kept..kept + len] };
-                scores(simd, keys, span, &q, &mut tile);
+                scores(simd, heads, keys, span, &q, &mut tile);
                 softmax.step(heads, &queries, &mut tile, sums.as_mut(), &mut o);
-                values(simd, keys, span, &tile, &mut o, tile_start > first);
+                values(simd, heads, keys, span, &tile, &mut o, tile_start > first);
             }
             for lane in 0..count {
                 let (query, head) = place(lane);
@@ -139,47 +140,52 @@ impl WithSimd for Attend<'_> {
 
 /// `p[key][lane] = q · k`, the bare products.
 #[inline(always)]
-fn scores<S: Simd>(simd: S, keys: &Keys, span: &Span, q: &[Lanes], to: &mut Tile) {
+fn scores<S: Simd>(simd: S, heads: &Heads, keys: &Keys, span: &Span, q: &[Lanes], to: &mut Tile) {
     let height = tile_rows::<S>();
     debug_assert_eq!(height, keys.height);
     for (block, p) in to.p.chunks_mut(height).enumerate() {
-        let k = keys.k(span.row, span.kv_head, to.first + block * height);
-        // SAFETY: `k` holds a block of packed keys as wide as `q`, `p` the rows to write.
-        unsafe {
-            tile::<S, { Left::CHUNKED }>(
-                simd,
-                p.len(),
-                Left::chunked(k.as_ptr(), height),
-                q.len(),
-                q.as_ptr(),
-                p.as_mut_ptr().cast(),
-                WIDTH,
-                false,
-            );
+        let (first, n, c) = (to.first + block * height, p.len(), p.as_mut_ptr().cast());
+        let (k, q) = (q.len(), q.as_ptr());
+        if heads.lengths[span.row] > 1 {
+            let start = keys.k(span.row, span.kv_head, first).as_ptr();
+            let left = Left::chunked(start, height);
+            // SAFETY: a packed block holds `height` keys as wide as `q`; `p` is the rows to write.
+            unsafe { tile::<S, { Left::CHUNKED }>(simd, n, left, k, q, c, WIDTH, false) };
+        } else {
+            let (start, step) = heads.keys(span.row, first..first + n, span.kv_head);
+            let left = Left::rows(start, step);
+            // SAFETY: `n` keys as wide as `q` are there; `p` is the rows to write.
+            unsafe { tile::<S, { Left::ROWS }>(simd, n, left, k, q, c, WIDTH, false) };
         }
     }
 }
 
 /// `o[column][lane] (+)= Σ_key v[key][column] p[key][lane]`.
 #[inline(always)]
-fn values<S: Simd>(simd: S, keys: &Keys, span: &Span, from: &Tile, o: &mut [Lanes], add: bool) {
+fn values<S: Simd>(
+    simd: S,
+    heads: &Heads,
+    keys: &Keys,
+    span: &Span,
+    from: &Tile,
+    o: &mut [Lanes],
+    add: bool,
+) {
     let height = tile_rows::<S>();
     for (block, o) in o.chunks_mut(height).enumerate() {
-        let v = keys.v(span.row, span.kv_head, from.first, block * height);
-        // SAFETY: `v` holds the columns of a whole tile of keys, `p` at most that many
-        // keys, `o` the rows to write.
-        unsafe {
-            tile::<S, { Left::INTERLEAVED }>(
-                simd,
-                o.len(),
-                Left::interleaved(v.as_ptr(), height),
-                from.p.len(),
-                from.p.as_ptr(),
-                o.as_mut_ptr().cast(),
-                WIDTH,
-                add,
-            );
-        }
+        let (n, column, c) = (o.len(), block * height, o.as_mut_ptr().cast());
+        let (k, p) = (from.p.len(), from.p.as_ptr());
+        let left = if heads.lengths[span.row] > 1 {
+            let start = keys.v(span.row, span.kv_head, from.first, column).as_ptr();
+            Left::columns(start, height)
+        } else {
+            let range = from.first..from.first + k;
+            let (start, step) = heads.values(span.row, range, span.kv_head);
+            Left::columns(start.wrapping_add(column), step)
+        };
+        // SAFETY: `k` keys with `n` columns from `column` on are there, packed (`height`
+        // columns of a whole tile) or not; `o` is the rows to write.
+        unsafe { tile::<S, { Left::COLUMNS }>(simd, n, left, k, p, c, WIDTH, add) };
     }
 }
 

@@ -1,4 +1,7 @@
 //! Keys and values of every key–value head, in the order in which tiles read them.
+//!
+//! A row with a single query reads each key once: it is not worth packing, and its
+//! tiles take keys and values from where they are.
 
 use rayon::prelude::*;
 
@@ -28,7 +31,9 @@ pub(super) struct Keys {
 impl Keys {
     pub(super) fn pack(heads: &Heads) -> Self {
         let height = best_tile_rows();
-        let longest = (0..heads.b).map(|row| heads.n_keys(row)).max().unwrap_or(0);
+        let packs = |row: usize| heads.lengths[row] > 1;
+        let rows = (0..heads.b).filter(|&row| packs(row));
+        let longest = rows.map(|row| heads.n_keys(row)).max().unwrap_or(0);
         let tiles = longest.div_ceil(TILE);
         let k_block = packed_len(height, heads.d);
         let k_tile = TILE / height * k_block;
@@ -40,7 +45,7 @@ impl Keys {
         let place = |tile: usize| {
             let (head, tile) = (tile / tiles, tile % tiles);
             let row = head / heads.h_kv;
-            let end = heads.n_keys(row).min((tile + 1) * TILE);
+            let end = if packs(row) { heads.n_keys(row).min((tile + 1) * TILE) } else { 0 };
             (row, head % heads.h_kv, (tile * TILE).min(end)..end)
         };
         if k_tile > 0 {
@@ -68,14 +73,15 @@ impl Keys {
         Self { k, v, h_kv: heads.h_kv, k_block, k_head, v_tile, v_head, height }
     }
 
-    /// The packed block of keys that begins with `key`, a multiple of the height.
+    /// The packed block of keys that begins with `key`, a multiple of the height; for
+    /// rows with more than one query.
     pub(super) fn k(&self, row: usize, head: usize, key: usize) -> &[f32] {
         let start = (row * self.h_kv + head) * self.k_head + key / self.height * self.k_block;
         &self.k[start..start + self.k_block]
     }
 
     /// The packed values of the tile that begins with `key`, columns from `column` on,
-    /// a multiple of the height.
+    /// a multiple of the height; for rows with more than one query.
     pub(super) fn v(&self, row: usize, head: usize, key: usize, column: usize) -> &[f32] {
         let start = (row * self.h_kv + head) * self.v_head + key / TILE * self.v_tile;
         &self.v[start + column * TILE..][..self.height * TILE]

@@ -8,9 +8,8 @@ use rayon::prelude::*;
 
 use super::{AttentionInput, AttentionOptions, Heads};
 use crate::math::exp;
-use crate::product::{
-    Lanes, Left, Output, Panels, WIDTH, fill, pack_rows, packed_len, tile, tile_rows,
-};
+use crate::panels::{Lanes, Panels, WIDTH};
+use crate::product::{Left, Output, fill, pack_rows, packed_len, tile, tile_rows};
 use crate::{Error, Result, tensor};
 
 /// Scores of chosen heads, `s_uj = scale · q_u · k_j`, exactly `−∞` where query `u`
@@ -145,22 +144,20 @@ impl WithSimd for PartAt<'_> {
             let last = (offset + top + rows - 1) / WIDTH;
             for panel in first..=last {
                 let mut products = [Lanes::splat(0.0); 14];
-                for (start, lanes) in keys.blocks_of(panel) {
-                    // SAFETY: `packed` holds these queries, whose element `start` begins a
-                    // chunk, `lanes` as many elements of the keys, `products` 14 rows.
-                    unsafe {
-                        let left = Left::chunked(packed.as_ptr().add(start * height), height);
-                        tile::<S, { Left::CHUNKED }>(
-                            simd,
-                            rows,
-                            left,
-                            lanes.len(),
-                            lanes.as_ptr(),
-                            products.as_mut_ptr().cast(),
-                            WIDTH,
-                            start > 0,
-                        );
-                    }
+                let lanes = keys.panel(panel);
+                // SAFETY: `packed` holds these queries, `lanes` as many elements of the
+                // keys, `products` 14 rows.
+                unsafe {
+                    tile::<S, { Left::CHUNKED }>(
+                        simd,
+                        rows,
+                        Left::chunked(packed.as_ptr(), height),
+                        lanes.len(),
+                        lanes.as_ptr(),
+                        products.as_mut_ptr().cast(),
+                        WIDTH,
+                        false,
+                    );
                 }
                 let columns = panel * WIDTH..s.min((panel + 1) * WIDTH);
                 for (query, products) in (top..).zip(&products).take(rows) {

@@ -5,7 +5,7 @@ use hooks::{Statistic, SummaryOptions};
 use super::block::{Queries, Softmax, Tile};
 use super::{Heads, Span};
 use crate::math::exp;
-use crate::product::{Lanes, WIDTH};
+use crate::panels::{Lanes, WIDTH};
 
 /// Sums over the keys of 32 queries. Those over exponentials refer to the softmax's
 /// base and are rescaled with it.

@@ -121,22 +121,20 @@ fn quantized(data: &mut Data, d_out: usize, d_in: usize, format: GgmlDType) -> A
 }
 
 #[test]
-fn quantized_is_near_its_dequantised_weights() {
+fn quantized_has_the_bits_of_its_dequantised_weights() {
     for format in FORMATS {
         for (d_out, d_in) in [(48, 256), (33, 96), (192, 576)] {
             let mut data = Data::new(5);
             let weight = quantized(&mut data, d_out, d_in, format);
-            let (x, bias) = (data.tensor(&[3, d_in]), data.tensor(&[d_out]));
+            let (x, bias) = (data.tensor(&[70, d_in]), data.tensor(&[d_out]));
             let layer = Linear::quantized(weight.clone(), Some(&bias)).unwrap();
             let exact = weight.dequantize(&Device::Cpu).unwrap();
-            let expected =
-                reference::linear(&flat(&x), &flat(&exact), Some(&flat(&bias)), 3, d_out, d_in);
-            let tolerance = match format {
-                GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => TOLERANCE,
-                _ => Tolerance::of_max(1e-2, "x is quantized too, to 8 bits a block"),
-            };
-            let y = layer.forward(&x).unwrap();
-            assert_close(&format!("{format:?} {d_in}"), &flat(&y), &expected, tolerance);
+            let dense = Linear::dense(&exact, Some(&bias)).unwrap();
+            for m in [1, 3, 14, 15, 70] {
+                let x = x.narrow(0, 0, m).unwrap();
+                let (y, expected) = (layer.forward(&x).unwrap(), dense.forward(&x).unwrap());
+                assert_tensor_bits(&format!("{format:?} {m}"), &y, &expected);
+            }
             assert_tensor_bits("weight", &layer.weight().unwrap(), &exact);
             assert_tensor_bits(
                 "rows",
@@ -148,20 +146,28 @@ fn quantized_is_near_its_dequantised_weights() {
 }
 
 #[test]
-fn quantized_rows_do_not_depend_on_their_neighbours() {
+fn quantized_layers_stack() {
     for format in FORMATS {
-        for d_in in [576, 512] {
-            let mut data = Data::new(6);
-            let layer = Linear::quantized(quantized(&mut data, 192, d_in, format), None).unwrap();
-            let x = data.tensor(&[70, d_in]);
-            let whole = layer.forward(&x).unwrap();
-            for m in [1, 2, 3, 4, 5, 8, 17, 31, 32, 33, 64] {
-                let y = layer.forward(&x.narrow(0, 70 - m, m).unwrap()).unwrap();
-                let expected = whole.narrow(0, 70 - m, m).unwrap();
-                assert_tensor_bits(&format!("{format:?}, {d_in}, m = {m}"), &y, &expected);
-            }
-        }
+        let mut data = Data::new(6);
+        let weights: Vec<Arc<QTensor>> =
+            [64, 32, 5].iter().map(|&d_out| quantized(&mut data, d_out, 96, format)).collect();
+        let layers: Vec<Linear> =
+            weights.iter().map(|weight| Linear::quantized(weight.clone(), None).unwrap()).collect();
+        let x = data.tensor(&[3, 96]);
+        let apart: Vec<Tensor> = layers.iter().map(|layer| layer.forward(&x).unwrap()).collect();
+        let together = Linear::stack(&layers).unwrap().forward(&x).unwrap();
+        assert_tensor_bits("stack", &together, &Tensor::cat(&apart, 1).unwrap());
     }
+    let mut data = Data::new(7);
+    let mut layer = |format| Linear::quantized(quantized(&mut data, 32, 64, format), None).unwrap();
+    let mixed = [layer(GgmlDType::Q4_0), layer(GgmlDType::Q8_0), layer(GgmlDType::F16)];
+    assert!(Linear::stack(&mixed[..2]).is_none());
+    assert!(Linear::stack(&mixed[1..]).is_none());
+    let odd = Linear::quantized(quantized(&mut data, 5, 64, GgmlDType::Q4_0), None).unwrap();
+    assert!(Linear::stack(&[odd.clone(), odd]).is_none());
+    let other = quantized(&mut data, 4, 256, GgmlDType::Q5K);
+    let result = Linear::quantized(other, None);
+    assert!(matches!(result, Err(Error::Quantization { format: GgmlDType::Q5K, .. })));
 }
 
 #[test]
