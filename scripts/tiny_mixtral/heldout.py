@@ -5,6 +5,9 @@ The two texts of a pair have the same plan, wording and layout and the same numb
 text of the file, whatever its layout, is among the derivations that the model was trained on, and
 `check.py` finds no fault in the valid ones and exactly the altered sentence in the others.
 
+The tokenizer is read from `assets/tiny-mixtral/tokenizer.json`. For a model made from scratch, copy
+the `tokenizer.json` of `train.py`'s folder there first, run this, and then `finish.py`.
+
     python3 heldout.py
 """
 

@@ -9,7 +9,7 @@ splitting of digits (`Digits(individual_digits=true)` before `ByteLevel`); it is
 `ids` are those with special tokens recognised in the text, `plain_ids` (where they differ) those
 with special tokens read as ordinary text. No token is added before or after.
 
-    pip install transformers gguf torch xllamacpp
+    pip install transformers accelerate gguf torch xllamacpp
     python3 tokenizer.py FOLDER/SmolLM2-135M-Instruct.Q4_1.gguf
 """
 

@@ -62,5 +62,20 @@ fn linear(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, linear);
+/// Making a layer: what loading a model costs beyond reading it.
+fn pack(c: &mut Criterion) {
+    let mut group = c.benchmark_group("make a layer");
+    let weight = Data::new(1).tensor(&[3072, 576]);
+    group.throughput(Throughput::Bytes(3072 * 576 * 4));
+    group.bench_function("dense 3072x576", |b| b.iter(|| Linear::dense(&weight, None).unwrap()));
+    for format in [GgmlDType::Q4_1, GgmlDType::Q8_0] {
+        let weight = Arc::new(QTensor::quantize(&weight, format).unwrap());
+        group.throughput(Throughput::Bytes(weight.storage_size_in_bytes() as u64));
+        group.bench_function(format!("{format:?} 3072x576"), |b| {
+            b.iter(|| Linear::quantized(weight.clone(), None).unwrap());
+        });
+    }
+}
+
+criterion_group!(benches, linear, pack);
 criterion_main!(benches);

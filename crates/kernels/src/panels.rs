@@ -51,11 +51,11 @@ impl Panels {
     pub(crate) fn pack<'a>(n: usize, k: usize, row: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
         let mut lanes = vec![Lanes::splat(0.0); n.div_ceil(WIDTH) * k];
         lanes.par_chunks_exact_mut(k.max(1)).enumerate().for_each(|(panel, lanes)| {
-            for lane in 0..WIDTH.min(n - panel * WIDTH) {
-                for (lanes, &value) in lanes.iter_mut().zip(row(panel * WIDTH + lane)) {
-                    lanes.0[lane] = value;
-                }
-            }
+            let rows: [&[f32]; WIDTH] = std::array::from_fn(|lane| {
+                let j = panel * WIDTH + lane;
+                if j < n { row(j) } else { &[] }
+            });
+            transpose(lanes, &rows);
         });
         Self { lanes, n, k }
     }
@@ -84,6 +84,19 @@ impl Panels {
     /// All lanes of a panel.
     pub(crate) fn panel(&self, panel: usize) -> &[Lanes] {
         &self.lanes[panel * self.k..][..self.k]
+    }
+}
+
+/// `lanes[i][lane] = rows[lane][i]` for the rows that are not empty, all equally long.
+fn transpose(lanes: &mut [Lanes], rows: &[&[f32]; WIDTH]) {
+    // A few cache lines at a time.
+    const STEP: usize = 16;
+    for (block, lanes) in lanes.chunks_mut(STEP).enumerate() {
+        for (lane, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_empty()) {
+            for (lanes, &value) in lanes.iter_mut().zip(&row[block * STEP..]) {
+                lanes.0[lane] = value;
+            }
+        }
     }
 }
 

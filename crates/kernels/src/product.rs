@@ -210,6 +210,14 @@ fn prefetch(address: *const f32) {
     let _ = address;
 }
 
+/// Asks for all cache lines of a slice.
+#[inline(always)]
+pub(crate) fn prefetch_all(values: &[f32]) {
+    for line in values.chunks(16) {
+        prefetch(line.as_ptr());
+    }
+}
+
 /// Floats that [`pack_rows`] needs for one tile of `rows` rows of `k` elements.
 pub(crate) fn packed_len(rows: usize, k: usize) -> usize {
     rows * k.next_multiple_of(CHUNK)

@@ -210,8 +210,8 @@ impl Block for Q4_0 {
     fn unpack(&self, lanes: &mut [Lanes; BLOCK]) {
         let (low, high) = lanes.split_at_mut(BLOCK / 2);
         for ((low, high), quants) in low.iter_mut().zip(high).zip(&self.quants) {
-            for lane in 0..WIDTH {
-                let quant = i32::from(quants[lane]);
+            for (lane, &quant) in quants.iter().enumerate() {
+                let quant = i32::from(quant);
                 low.0[lane] = ((quant & 15) - 8) as f32 * self.scale[lane];
                 high.0[lane] = ((quant >> 4) - 8) as f32 * self.scale[lane];
             }
@@ -244,8 +244,8 @@ impl Block for Q4_1 {
     fn unpack(&self, lanes: &mut [Lanes; BLOCK]) {
         let (low, high) = lanes.split_at_mut(BLOCK / 2);
         for ((low, high), quants) in low.iter_mut().zip(high).zip(&self.quants) {
-            for lane in 0..WIDTH {
-                let quant = i32::from(quants[lane]);
+            for (lane, &quant) in quants.iter().enumerate() {
+                let quant = i32::from(quant);
                 low.0[lane] = (quant & 15) as f32 * self.scale[lane] + self.offset[lane];
                 high.0[lane] = (quant >> 4) as f32 * self.scale[lane] + self.offset[lane];
             }
@@ -274,9 +274,15 @@ impl Block for Q8_0 {
 
     #[inline(always)]
     fn unpack(&self, lanes: &mut [Lanes; BLOCK]) {
-        for (lanes, quants) in lanes.iter_mut().zip(&self.quants) {
-            for lane in 0..WIDTH {
-                lanes.0[lane] = f32::from(quants[lane]) * self.scale[lane];
+        // Two rows to an iteration: of one alone the compiler unrolls all 32 lanes
+        // before it looks for vectors, and then finds them across rows.
+        let ((low, high), (q_low, q_high)) =
+            (lanes.split_at_mut(BLOCK / 2), self.quants.split_at(BLOCK / 2));
+        for ((low, high), (q_low, q_high)) in low.iter_mut().zip(high).zip(q_low.iter().zip(q_high))
+        {
+            for (lane, scale) in self.scale.iter().enumerate() {
+                low.0[lane] = f32::from(q_low[lane]) * scale;
+                high.0[lane] = f32::from(q_high[lane]) * scale;
             }
         }
     }

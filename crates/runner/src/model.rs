@@ -16,7 +16,8 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightDtype {
     /// Quantized weights as they are stored, everything else in `f32`. Products
-    /// with quantized weights also quantize the activations that enter them.
+    /// unpack them to the `f32` values that they stand for, so this saves memory
+    /// and changes no result.
     #[default]
     AsStored,
     /// Everything in `f32`.

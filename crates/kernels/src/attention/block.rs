@@ -10,7 +10,7 @@ use super::summary::{Columns, Sums};
 use super::{Heads, Span};
 use crate::math::exp;
 use crate::panels::{Lanes, WIDTH};
-use crate::product::{Left, Output, tile, tile_rows};
+use crate::product::{Left, Output, prefetch_all, tile, tile_rows};
 
 /// Where to write what is wanted beside the output.
 #[derive(Clone, Copy)]
@@ -91,6 +91,10 @@ impl WithSimd for Attend<'_> {
             };
             for lane in 0..WIDTH {
                 let (query, head) = place(lane);
+                // The same lane of the next block.
+                if query + WIDTH < span.queries.end {
+                    prefetch_all(heads.query(span.row, query + WIDTH, head));
+                }
                 for (q, &value) in q.iter_mut().zip(heads.query(span.row, query, head)) {
                     q.0[lane] = value;
                 }
@@ -130,7 +134,7 @@ impl WithSimd for Attend<'_> {
                     unsafe { out.slice(index * n, n) }
                 });
                 if !along_heads {
-                    columns.add(&p, first, offset, &softmax, &queries);
+                    columns.add(simd, &p, first, offset, &softmax, &queries);
                 }
             }
         }

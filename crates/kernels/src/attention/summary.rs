@@ -1,6 +1,7 @@
 //! The statistics of attention rows and columns, carried along with the online softmax.
 
 use hooks::{Statistic, SummaryOptions};
+use pulp::Simd;
 
 use super::block::{Queries, Softmax, Tile};
 use super::{Heads, Span};
@@ -42,9 +43,9 @@ impl Sums {
     /// Moves from the base `old` with `Σ p = sum` to the base `new`; `factor = exp(old − new)`.
     #[inline(always)]
     pub(super) fn rescale(&mut self, sum: &[f64; WIDTH], old: &Lanes, new: &Lanes, factor: &Lanes) {
-        for lane in 0..WIDTH {
+        for (lane, sum) in sum.iter().enumerate() {
             let factor = f64::from(factor.0[lane]);
-            let moved = sum[lane] * (f64::from(old.0[lane]) - f64::from(new.0[lane]));
+            let moved = sum * (f64::from(old.0[lane]) - f64::from(new.0[lane]));
             self.entropy[lane] = (self.entropy[lane] + moved) * factor;
             self.distance[lane] *= factor;
             self.near[lane] *= factor;
@@ -156,22 +157,27 @@ const GROUP: usize = 8;
 /// Partial sums of a column.
 const PARTS: usize = WIDTH / 2;
 
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Parts([f32; PARTS]);
+
 /// Column sums of a span of queries, over the keys from the row's first query on.
 pub(super) struct Columns {
-    group: Vec<[f32; PARTS]>,
+    group: Vec<Parts>,
     blocks: usize,
     sums: Vec<f64>,
 }
 
 impl Columns {
     pub(super) fn new(n_keys: usize) -> Self {
-        Self { group: vec![[0.0; PARTS]; n_keys], blocks: 0, sums: vec![0.0; n_keys] }
+        Self { group: vec![Parts([0.0; PARTS]); n_keys], blocks: 0, sums: vec![0.0; n_keys] }
     }
 
     /// Adds a block of queries whose exponentials, from key `first` on, are `p`.
     #[inline(always)]
-    pub(super) fn add(
+    pub(super) fn add<S: Simd>(
         &mut self,
+        simd: S,
         p: &[Lanes],
         first: usize,
         offset: usize,
@@ -180,20 +186,25 @@ impl Columns {
     ) {
         let n_keys = queries.highest + 1 - first;
         for (tile, top) in softmax.tops.iter().enumerate() {
-            let mut share = [0.0; WIDTH];
-            for lane in 0..queries.count {
+            let mut share = Lanes::splat(0.0);
+            for (lane, share) in share.0.iter_mut().enumerate().take(queries.count) {
                 let factor = exp(top.0[lane] - softmax.base.0[lane]);
-                share[lane] = (f64::from(factor) / softmax.sum[lane]) as f32;
+                *share = (f64::from(factor) / softmax.sum[lane]) as f32;
             }
+            let (low, high) = share.0.split_at(PARTS);
+            let (low, high) = (S::as_simd_f32s(low).0, S::as_simd_f32s(high).0);
             let start = tile * super::keys::TILE;
             let end = n_keys.min(start + super::keys::TILE);
             // Keys before the row's first query have no place in the summary.
             let start = start.max(offset.saturating_sub(first)).min(end);
             let group = &mut self.group[(first + start).saturating_sub(offset)..];
             for (sums, p) in group.iter_mut().zip(&p[start..end]) {
-                for i in 0..PARTS {
-                    let high = p.0[PARTS + i].mul_add(share[PARTS + i], sums[i]);
-                    sums[i] = p.0[i].mul_add(share[i], high);
+                let sums = S::as_mut_simd_f32s(&mut sums.0).0;
+                let (p_low, p_high) = p.0.split_at(PARTS);
+                let (p_low, p_high) = (S::as_simd_f32s(p_low).0, S::as_simd_f32s(p_high).0);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add_f32s(p_high[i], high[i], *sum);
+                    *sum = simd.mul_add_f32s(p_low[i], low[i], *sum);
                 }
             }
         }
@@ -205,8 +216,8 @@ impl Columns {
 
     fn flush(&mut self) {
         for (sum, parts) in self.sums.iter_mut().zip(&mut self.group) {
-            *sum += parts.iter().map(|&part| f64::from(part)).sum::<f64>();
-            *parts = [0.0; PARTS];
+            *sum += parts.0.iter().map(|&part| f64::from(part)).sum::<f64>();
+            *parts = Parts([0.0; PARTS]);
         }
     }
 

@@ -208,7 +208,9 @@ fn decoding_gives_the_bits_of_the_prefill() {
         for (row, &length) in case.lengths.iter().enumerate() {
             // Every query by itself, and a second prefill that starts in the middle.
             let singles = (0..length).map(|query| query..query + 1);
-            for queries in singles.chain([length / 3..length]).filter(|queries| !queries.is_empty())
+            for queries in singles
+                .chain(std::iter::once(length / 3..length))
+                .filter(|queries| !queries.is_empty())
             {
                 let part = alone(&batch, row, queries.clone());
                 let of_row = |x: &Tensor, axis: usize| {
