@@ -293,7 +293,7 @@ fn prompts_that_cannot_be_read() {
         "no-such.txt",
         "--out",
     ];
-    run(missing.map(PathBuf::from).into_iter().chain([out])).code(2);
+    run(missing.map(PathBuf::from).into_iter().chain([out])).code(3);
 }
 
 #[test]
@@ -445,4 +445,42 @@ fn a_full_disk_is_said_and_the_run_can_go_on() {
     assert!(again.status().unwrap().success());
     let shown = run(["show", out.to_str().unwrap(), "--json"]).code(0).json();
     assert_eq!((&shown["complete"], &shown["finished_prompts"]), (&true.into(), &6.into()));
+}
+
+#[test]
+fn folders_that_are_files_and_runs_that_are_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let words = [
+        "capture",
+        "--quiet",
+        "--model",
+        "tiny-mixtral",
+        "--prompt",
+        "x",
+        "--hook",
+        "logits",
+        "--out",
+    ];
+    let ran = run(words.map(PathBuf::from).into_iter().chain([file.clone()])).code(2);
+    assert!(ran.stderr.contains("is a file"), "{}", ran.stderr);
+    assert_eq!(std::fs::read(&file).unwrap(), b"x");
+    for path in [file, folder.path().join("none")] {
+        let ran = run(["show", path.to_str().unwrap()]).code(3);
+        assert!(ran.stderr.contains("no run folder"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn positions_that_no_prompt_has() {
+    let (folder, model) = copy_of("llama-a");
+    let ran = capture(folder.path(), &model, "[[1, 2], [3]]", &["--positions", "900"]).code(2);
+    assert!(ran.stderr.contains("900") && ran.stderr.contains("2 tokens"), "{}", ran.stderr);
+}
+
+#[test]
+fn too_many_threads() {
+    let ran = run(["doctor", "--threads", "100000"]).code(2);
+    assert!(ran.stderr.contains("1024"), "{}", ran.stderr);
 }

@@ -220,12 +220,9 @@ fn threads_change_nothing() {
 fn the_demo_says_what_it_found() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("demo");
-    let begun = std::time::Instant::now();
     let shown =
         run(paths(["demo", "--quiet", "--json", "--out"]).chain([out.clone()])).code(0).json();
-    let seconds = begun.elapsed().as_secs_f64();
-    assert!(seconds < 30., "{seconds} s");
-    assert_eq!(shown["spectral"].as_array().unwrap().len(), 4);
+    assert_eq!(shown["spectral"].as_array().unwrap().len(), 2 * 4); // presets × layers
     assert_eq!(shown["routing"].as_array().unwrap().len(), 4);
     for layer in shown["routing"].as_array().unwrap() {
         assert!(layer["measures"]["load_entropy"].as_f64().unwrap() >= 0.8, "{layer}");
@@ -269,7 +266,7 @@ fn the_doctor_answers() {
 
 #[test]
 fn help_has_examples_and_wrong_words_end_with_two() {
-    for command in ["demo", "capture", "spectral", "routing", "show", "models"] {
+    for command in ["demo", "capture", "spectral", "routing", "show", "models", "doctor"] {
         let text = run([command, "--help"]).code(0).stdout;
         assert!(text.contains("Example"), "{command}: {text}");
     }
@@ -277,7 +274,7 @@ fn help_has_examples_and_wrong_words_end_with_two() {
     run(["no-such-command"]).code(2);
     run(["capture"]).code(2);
     run(["doctor", "--threads", "0"]).code(2);
-    run(["show", "no/such/run"]).code(2);
+    run(["show", "no/such/run"]).code(3);
 }
 
 #[test]
@@ -308,4 +305,100 @@ fn show_names_what_there_is() {
     run(["show", folder, "tokens", "--prompt", "7"]).code(2);
     let text = run(["show", folder, "0/logits"]).code(0).stdout;
     assert!(text.contains("F32") && text.contains("mean"), "{text}");
+}
+
+#[test]
+fn standard_input_may_be_json_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut command = eigenlens();
+    command.args([
+        "capture",
+        "--quiet",
+        "--model",
+        "tiny-mixtral",
+        "--hook",
+        "logits",
+        "--prompts",
+        "-",
+        "--out",
+    ]);
+    let mut child = command.arg(&out).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"{\"id\": \"x\", \"text\": \"one\\ntwo\"}\n").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(tensors(&out).into_keys().collect::<Vec<_>>(), ["x/logits"]);
+}
+
+#[test]
+fn a_prompt_may_begin_with_a_minus_sign() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let words = paths([
+        "capture",
+        "--quiet",
+        "--model",
+        "tiny-mixtral",
+        "--prompt",
+        "-5 + 3",
+        "--hook",
+        "logits",
+        "--out",
+    ]);
+    run(words.chain([out.clone()])).code(0);
+    let prompts = run(["show", out.to_str().unwrap(), "prompts", "--json"]).code(0).json();
+    assert_eq!(prompts["rows"][0][1], "-5 + 3");
+}
+
+#[test]
+fn a_preset_given_twice_has_its_rows_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let words = paths([
+        "spectral",
+        "--quiet",
+        "--json",
+        "--model",
+        "tiny-mixtral",
+        "--prompt",
+        "1 + 1 = 2",
+        "--preset",
+        "controlled,controlled",
+        "--out",
+    ]);
+    let shown = run(words.chain([out])).code(0).json();
+    assert_eq!(shown["tables"]["spectral"], 4 * (4 + 1)); // layers × (heads + mean)
+    assert_eq!(shown["spectral"][0]["prompts"], 1);
+}
+
+#[test]
+fn a_text_of_one_repeated_token_has_no_controlled_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids = folder.path().join("ids.json");
+    std::fs::write(&ids, serde_json::to_string(&vec![vec![5; 40]]).unwrap()).unwrap();
+    let out = folder.path().join("run");
+    let words = paths(["spectral", "--quiet", "--exact", "--model", "tiny-mixtral", "--token-ids"]);
+    run(words.chain([ids, "--out".into(), out.clone()])).code(0);
+    let shown =
+        run(["show", out.to_str().unwrap(), "spectral", "--rows", "100", "--json"]).code(0).json();
+    let column =
+        |name: &str| shown["columns"].as_array().unwrap().iter().position(|c| c == name).unwrap();
+    for row in shown["rows"].as_array().unwrap() {
+        assert_eq!(row[column("zero_rows")], 39, "{row}");
+        assert!(row[column("rayleigh")].is_null() && row[column("hfer")].is_null(), "{row}");
+        assert!(row[column("fiedler")].is_f64(), "{row}");
+    }
+}
+
+#[test]
+fn a_pipe_that_closes_early_is_no_error() {
+    let mut command = eigenlens();
+    let mut child = command
+        .args(["models", "tiny-mixtral"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }

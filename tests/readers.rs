@@ -52,3 +52,55 @@ print('ok')
     let output = Command::new(python()).arg("-c").arg(script).arg(&out).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn prompts_that_pyarrow_writes_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "
+import sys, pyarrow as pa, pyarrow.parquet as pq
+texts = ['one', 'two', 'three']
+columns = {
+    'plain': (pa.array(texts), pa.array([7, 8, 9], pa.int32()), 'snappy'),
+    'large': (pa.array(texts, pa.large_string()), pa.array([7, 8, 9], pa.uint64()), 'gzip'),
+    'dictionary': (pa.array(texts).dictionary_encode(), pa.array(['7', '8', '9']), 'zstd'),
+    'numbers': (pa.array([1, 2, 3]), pa.array(['7', '8', '9']), 'brotli'),
+}
+for name, (text, ids, compression) in columns.items():
+    table = pa.table({'other': [1.5, 2.5, 3.5], 'text': text, 'id': ids})
+    pq.write_table(table, f'{sys.argv[1]}/{name}.parquet', compression=compression)
+";
+    let output = Command::new(python()).arg("-c").arg(script).arg(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let capture = |name: &str| {
+        let words = [
+            "capture",
+            "--quiet",
+            "--json",
+            "--model",
+            "tiny-mixtral",
+            "--hook",
+            "logits",
+            "--prompts",
+        ];
+        let file = folder.path().join(name).with_extension("parquet");
+        let out = folder.path().join(name);
+        run(words.map(PathBuf::from).into_iter().chain([file, "--out".into(), out]))
+    };
+    for name in ["plain", "large", "dictionary"] {
+        capture(name).code(0);
+        let out = folder.path().join(name);
+        let shown = run(["show", out.to_str().unwrap(), "prompts", "--json"]).code(0).json();
+        let rows: Vec<_> =
+            shown["rows"].as_array().unwrap().iter().map(|row| (&row[0], &row[1])).collect();
+        assert_eq!(
+            rows,
+            [
+                (&"7".into(), &"one".into()),
+                (&"8".into(), &"two".into()),
+                (&"9".into(), &"three".into())
+            ]
+        );
+    }
+    let refused = capture("numbers").code(2);
+    assert!(refused.stderr.contains("text (Int64)"), "{}", refused.stderr);
+}

@@ -79,6 +79,7 @@ Examples:
     )]
     Models(ModelsArgs),
     /// Tell what this machine and this build can do.
+    #[command(after_help = "Examples:\n  eigenlens doctor\n  eigenlens doctor --json")]
     Doctor,
 }
 
@@ -98,7 +99,7 @@ pub struct ModelArgs {
     /// Where to run.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub device: Device,
-    /// Weights: as the file has them (quantized ones stay quantized), or all in f32.
+    /// Weights in memory: as the file has them, or all in f32 (faster, larger, the same results).
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
 }
@@ -113,7 +114,7 @@ pub enum Device {
 pub enum Dtype {
     /// f32, but quantized weights stay quantized.
     Auto,
-    /// f32; quantized weights are dequantized, for exact work.
+    /// f32; quantized weights are dequantized once.
     F32,
 }
 
@@ -122,7 +123,7 @@ pub enum Dtype {
 #[group(required = true, multiple = false)]
 pub struct PromptArgs {
     /// A prompt; may be given several times.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
     /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id`), or `-` for standard input.
     #[arg(long, value_name = "FILE")]
@@ -138,7 +139,7 @@ pub struct RunArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub prompts: PromptArgs,
-    /// Put no beginning-of-sequence token before a text, whatever the tokenizer says.
+    /// Put no special tokens (BOS, EOS) around a text, whatever the tokenizer says.
     #[arg(long)]
     pub no_bos: bool,
     /// Cut longer prompts to their first N tokens.

@@ -44,6 +44,41 @@ fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     table
 }
 
+/// Tables of some of the columns each, as many as fit; every one begins with the
+/// columns that name a row.
+fn bands(
+    head: &[&str],
+    rows: &[Vec<String>],
+    is_key: impl Fn(&str) -> bool,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let (keys, values): (Vec<usize>, Vec<usize>) =
+        (0..head.len()).partition(|column| is_key(head[*column]));
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        3 + cells.max().unwrap_or(0).max(head[column].chars().count())
+    };
+    let keys_width: usize = keys.iter().copied().map(width).sum();
+    let mut bands: Vec<Vec<usize>> = vec![vec![]];
+    let mut used = keys_width;
+    for column in values {
+        let more = width(column);
+        if used + more > usize::from(WIDTH) && bands.last().is_some_and(|b| !b.is_empty()) {
+            bands.push(vec![]);
+            used = keys_width;
+        }
+        used += more;
+        bands.last_mut().into_iter().for_each(|band| band.push(column));
+    }
+    for band in bands {
+        let columns: Vec<usize> = keys.iter().copied().chain(band).collect();
+        let head: Vec<&str> = columns.iter().map(|c| head[*c]).collect();
+        let row = |row: &Vec<String>| columns.iter().map(|c| row[*c].clone()).collect();
+        writeln!(out, "{}", table(&head, rows.iter().map(row)))?;
+    }
+    Ok(())
+}
+
 /// Four significant digits, or a dash where there is no value.
 fn number(value: Option<f64>) -> String {
     match value {
@@ -55,12 +90,6 @@ fn number(value: Option<f64>) -> String {
             format!("{v:.*}", digits.max(0) as usize)
         }
     }
-}
-
-/// `1 prompt`, `2 prompts`.
-fn count(n: u64, what: &str) -> String {
-    let plural = if n == 1 { "" } else { "s" };
-    format!("{n} {what}{plural}")
 }
 
 fn shorten(text: &str) -> String {
@@ -90,12 +119,17 @@ impl Print for Outcome {
         let rows: Vec<_> =
             self.tables.iter().map(|(name, rows)| format!("{name} {rows}")).collect();
         writeln!(out, "{} ({})", self.model, self.family)?;
-        write!(out, "{}, {}", count(self.prompts, "prompt"), count(self.tokens, "token"))?;
+        write!(
+            out,
+            "{}, {}",
+            human::count(self.prompts, "prompt"),
+            human::count(self.tokens, "token")
+        )?;
         if self.resumed_prompts > 0 {
-            write!(out, "; {} finished before", count(self.resumed_prompts, "prompt"))?;
+            write!(out, "; {} finished before", human::count(self.resumed_prompts, "prompt"))?;
         }
         if self.cut_prompts > 0 {
-            write!(out, "; {} cut", count(self.cut_prompts, "prompt"))?;
+            write!(out, "; {} cut", human::count(self.cut_prompts, "prompt"))?;
         }
         writeln!(out)?;
         if self.tokens_run > 0 {
@@ -126,8 +160,10 @@ fn spectral(layers: &[SpectralSummary], out: &mut dyn Write) -> Result<()> {
         };
         writeln!(
             out,
-            "Attention graphs, mean over heads; preset {}, {} Laplacian; means over {} prompts",
-            first.preset, first.laplacian, first.prompts
+            "Attention graphs, mean over heads; preset {}, {} Laplacian; means over {}",
+            first.preset,
+            first.laplacian,
+            human::count(first.prompts, "prompt")
         )?;
         let metrics: Vec<&str> = first
             .means
@@ -138,11 +174,22 @@ fn spectral(layers: &[SpectralSummary], out: &mut dyn Write) -> Result<()> {
         let titles: Vec<String> = metrics.iter().map(|metric| metric.replace('_', " ")).collect();
         let head: Vec<&str> =
             std::iter::once("layer").chain(titles.iter().map(String::as_str)).collect();
-        let rows = group.iter().map(|layer| {
+        let row = |layer: &SpectralSummary| {
             let values = metrics.iter().map(|metric| number(layer.means[metric]));
             std::iter::once(layer.layer.to_string()).chain(values).collect()
-        });
-        writeln!(out, "{}\n", table(&head, rows))?;
+        };
+        let rows: Vec<Vec<String>> = group.iter().map(row).collect();
+        bands(&head, &rows, |name| name == "layer", out)?;
+        let sum = |count: fn(&SpectralSummary) -> u64| group.iter().map(count).sum::<u64>();
+        let (unconverged, disagreeing) = (sum(|l| l.unconverged), sum(|l| l.disagreeing));
+        if unconverged + disagreeing > 0 {
+            writeln!(
+                out,
+                "Beware: {unconverged} graphs did not converge, {disagreeing} depend on the start; \
+                 see the columns converged and fiedler_seeds_agree"
+            )?;
+        }
+        writeln!(out)?;
     }
     Ok(())
 }
@@ -260,32 +307,14 @@ impl Print for Contents {
 
 impl Print for Rows {
     fn print(&self, out: &mut dyn Write) -> Result<()> {
-        // A wide table is printed in bands that each repeat what names a row.
         let keys = ["prompt", "preset", "layer", "head", "expert", "position"];
-        let is_key = |c: &&usize| keys.contains(&self.columns[**c].as_str());
-        let all: Vec<usize> = (0..self.columns.len()).collect();
-        let (keys, values): (Vec<usize>, Vec<usize>) = all.iter().partition(is_key);
-        let width = |c: usize| {
-            let cells = self.rows.iter().map(|row| cell(&row[c]).chars().count());
-            3 + cells.max().unwrap_or(0).max(self.columns[c].chars().count())
-        };
-        let keys_width: usize = keys.iter().copied().map(width).sum();
-        let mut bands: Vec<Vec<usize>> = vec![vec![]];
-        let mut used = keys_width;
-        for column in values {
-            let more = width(column);
-            if used + more > usize::from(WIDTH) && bands.last().is_some_and(|b| !b.is_empty()) {
-                bands.push(vec![]);
-                used = keys_width;
-            }
-            used += more;
-            bands.last_mut().into_iter().for_each(|band| band.push(column));
-        }
-        for band in bands {
-            let columns: Vec<usize> = keys.iter().copied().chain(band).collect();
-            let head: Vec<&str> = columns.iter().map(|c| self.columns[*c].as_str()).collect();
-            let row = |row: &Vec<Value>| columns.iter().map(|c| cell(&row[*c])).collect();
-            writeln!(out, "{}", table(&head, self.rows.iter().map(row)))?;
+        let is_key = |name: &str| keys.contains(&name);
+        let head: Vec<&str> = self.columns.iter().map(String::as_str).collect();
+        let rows: Vec<Vec<String>> =
+            self.rows.iter().map(|row| row.iter().map(cell).collect()).collect();
+        bands(&head, &rows, is_key, out)?;
+        if self.rows.len() as u64 == self.matching {
+            return writeln!(out, "{}", human::count(self.matching, "row"));
         }
         writeln!(out, "{} of {} rows; more with --rows N", self.rows.len(), self.matching)
     }

@@ -118,7 +118,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
             stored: StoredType::F32,
         }),
         spectral: Some(SpectralOptions {
-            presets: vec![Preset::Controlled, Preset::Paper],
+            presets: [Preset::Controlled, Preset::Paper].into(),
             exact: false,
             layers: Selection::All,
             heads: Selection::All,

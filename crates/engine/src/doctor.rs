@@ -69,13 +69,20 @@ fn memory() -> Option<(u64, u64)> {
     Some((kib("MemTotal")? * 1024, kib("MemAvailable")? * 1024))
 }
 
+/// Most threads that can be asked for.
+const MAX_THREADS: usize = 1024;
+
 /// Bounds the thread pool that every operation uses. Works once, before any of
 /// them has run.
 ///
 /// # Errors
 ///
-/// [`Error::Threads`] if the pool exists already or cannot be made.
+/// [`Error::Threads`] if there are too many, or the pool exists already.
 pub fn set_threads(threads: usize) -> Result<()> {
+    if threads > MAX_THREADS {
+        let reason = format!("at most {MAX_THREADS} are supported");
+        return Err(Error::Threads { threads, reason });
+    }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()

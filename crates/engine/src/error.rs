@@ -167,6 +167,26 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// There is no run folder.
+    #[error("there is no run folder {}; give the folder that a run was told to write to", run.display())]
+    NoRun {
+        /// The path.
+        run: PathBuf,
+    },
+    /// The run folder's path is taken by a file.
+    #[error("{} is a file; give a new or empty folder", out.display())]
+    OutIsFile {
+        /// The path.
+        out: PathBuf,
+    },
+    /// No prompt has any of the positions that are to be captured.
+    #[error("no prompt has any of the positions {positions}; the longest has {longest} tokens")]
+    NoPositions {
+        /// The positions asked for.
+        positions: hooks::Positions,
+        /// Tokens of the longest prompt.
+        longest: u32,
+    },
     /// A run folder lacks what was asked of it.
     #[error("{} has no {what} `{name}`; it has {}", run.display(), known.join(", "))]
     NotInRun {
@@ -265,7 +285,9 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Runner(error) => error.fault(),
-            Self::NotFinite { .. } | Self::NoTokenizer => Fault::Model,
+            Self::NotFinite { .. } | Self::NoTokenizer | Self::Read { .. } | Self::NoRun { .. } => {
+                Fault::Model
+            }
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_))
             | Self::Tensor(_)
             | Self::BuiltInPrompts(_) => Fault::Internal,

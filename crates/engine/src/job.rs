@@ -1,17 +1,17 @@
 //! What a run is asked to do, and what a run folder remembers of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use analysis::routing::RoutingSink;
 use candle_core::Device;
 use hooks::Selection;
-use runner::{Fingerprint, LoadOptions, WeightDtype};
+use runner::{Fingerprint, LoadOptions, Special, WeightDtype};
 use serde_json::{Value, json};
 
 use crate::prompts::PromptSource;
 use crate::recorders::Recorder;
 use crate::recorders::capture::{Capture, CaptureOptions, WriterSlot};
-use crate::recorders::routing::Routing;
-use crate::recorders::spectral::{Spectral, SpectralOptions};
+use crate::recorders::spectral::SpectralOptions;
 use crate::tokens::Tokenization;
 
 /// Which model is run, and how.
@@ -60,19 +60,29 @@ impl Job {
             recorders.push(Box::new(Capture::new(options.clone(), writer.clone())));
         }
         if let Some(options) = &self.spectral {
-            recorders.push(Box::new(Spectral::new(options)));
+            recorders.push(Box::new(options.sink()));
         }
         if let Some(layers) = &self.routing {
-            recorders.push(Box::new(Routing::new(layers.clone())));
+            recorders.push(Box::new(RoutingSink::new(layers.clone())));
         }
         recorders
+    }
+
+    /// The model's name without the folder that it lies in: a run goes on after the
+    /// model was moved.
+    fn model_name(&self) -> String {
+        let path = Path::new(&self.model.model);
+        path.file_name().map_or_else(|| self.model.model.clone(), |n| n.to_string_lossy().into())
     }
 
     /// Everything that the results depend on, and the model's name for the reader.
     pub(crate) fn describe(&self, fingerprint: &Fingerprint, inputs: &str) -> Value {
         let capture = self.capture.as_ref().map(|options| {
+            let mut hooks = options.hooks.clone();
+            hooks.sort();
+            hooks.dedup();
             json!({
-                "hooks": options.hooks,
+                "hooks": hooks,
                 "layers": options.layers.to_string(),
                 "heads": options.heads.to_string(),
                 "positions": options.positions.to_string(),
@@ -81,6 +91,7 @@ impl Job {
         });
         json!({
             "model": {
+                "name": self.model_name(),
                 "config_sha256": fingerprint.config,
                 "tokenizer_sha256": fingerprint.tokenizer,
                 "weights_sampled_sha256": fingerprint.weights,
@@ -91,6 +102,8 @@ impl Job {
                 WeightDtype::F32 => "f32",
             },
             "inputs_sha256": inputs,
+            "special_tokens": self.tokenization.special == Special::Add,
+            "max_tokens": self.tokenization.max_tokens,
             "capture": capture,
             "spectral": self.spectral.as_ref().map(SpectralOptions::describe),
             "routing": self.routing.as_ref().map(|layers| json!({ "layers": layers.to_string() })),

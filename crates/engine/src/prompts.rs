@@ -10,8 +10,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
-use arrow_array::{Array, ArrayRef};
+use arrow_array::{Array, ArrayRef, StringArray};
+use arrow_schema::DataType;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Deserialize;
@@ -55,7 +55,7 @@ pub enum PromptSource {
 /// Most prompts that one run takes.
 pub const MAX_PROMPTS: usize = 10_000_000;
 /// Longest prompt text, in bytes.
-pub const MAX_TEXT_BYTES: usize = 64 << 20;
+pub const MAX_TEXT_BYTES: usize = 4 << 20;
 /// Largest prompt file that is read as a whole, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 30;
 
@@ -141,10 +141,11 @@ struct Line {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "an id must be a string or an integer")]
 enum Id {
     Text(String),
     Number(i64),
+    Unsigned(u64),
 }
 
 impl From<Id> for String {
@@ -152,6 +153,7 @@ impl From<Id> for String {
         match id {
             Id::Text(text) => text,
             Id::Number(number) => number.to_string(),
+            Id::Unsigned(number) => number.to_string(),
         }
     }
 }
@@ -175,7 +177,7 @@ fn read_json_lines(text: &str, path: &Path) -> Result<Vec<Prompt>> {
 
 fn read_token_ids(path: &Path) -> Result<Vec<Prompt>> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "some element is no token id, or lists and ids are mixed")]
     enum Ids {
         One(Vec<u32>),
         Several(Vec<Vec<u32>>),
@@ -192,9 +194,11 @@ fn read_token_ids(path: &Path) -> Result<Vec<Prompt>> {
 fn read_parquet(path: &Path) -> Result<Vec<Prompt>> {
     let broken = |source| Error::PromptParquet { path: path.to_owned(), source };
     let builder = ParquetRecordBatchReaderBuilder::try_new(open(path)?).map_err(broken)?;
-    let names: Vec<String> =
-        builder.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let column_missing = || Error::PromptColumn { path: path.to_owned(), found: names.clone() };
+    let fields = builder.schema().fields().iter();
+    let found: Vec<String> =
+        fields.clone().map(|f| format!("{} ({})", f.name(), f.data_type())).collect();
+    let names: Vec<String> = fields.map(|field| field.name().clone()).collect();
+    let column_missing = || Error::PromptColumn { path: path.to_owned(), found: found.clone() };
     if !names.iter().any(|name| name == "text") {
         return Err(column_missing());
     }
@@ -205,14 +209,17 @@ fn read_parquet(path: &Path) -> Result<Vec<Prompt>> {
     for batch in reader {
         let batch = batch.map_err(|source| broken(source.into()))?;
         let text = batch.column_by_name("text").ok_or_else(column_missing)?;
-        let ids = batch.column_by_name("id");
+        let text = strings(text, false).ok_or_else(column_missing)?;
+        let ids = batch.column_by_name("id").map(|ids| strings(ids, true));
         for row in 0..batch.num_rows() {
-            let at = |column: &ArrayRef, row| text_at(column, row).ok_or_else(column_missing);
-            let id = match ids {
-                Some(ids) => at(ids, row)?,
+            let id = match &ids {
+                Some(ids) => {
+                    ids.as_ref().and_then(|ids| at(ids, row)).ok_or_else(column_missing)?
+                }
                 None => prompts.len().to_string(),
             };
-            prompts.push(Prompt { id, content: Content::Text(at(text, row)?) });
+            let text = at(&text, row).ok_or_else(column_missing)?;
+            prompts.push(Prompt { id, content: Content::Text(text) });
             if prompts.len() > MAX_PROMPTS {
                 return Err(Error::TooManyPrompts { limit: MAX_PROMPTS });
             }
@@ -221,21 +228,22 @@ fn read_parquet(path: &Path) -> Result<Vec<Prompt>> {
     Ok(prompts)
 }
 
-/// A cell as text: strings of either width, or integers (ids).
-fn text_at(column: &ArrayRef, row: usize) -> Option<String> {
-    if column.is_null(row) {
+/// A column of strings of any kind, or of integers where they may be ids, as
+/// strings; `None` for other columns.
+fn strings(column: &ArrayRef, or_integers: bool) -> Option<StringArray> {
+    let kind = match column.data_type() {
+        DataType::Dictionary(_, values) => values.as_ref(),
+        kind => kind,
+    };
+    let text = matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    if !text && !(or_integers && kind.is_integer()) {
         return None;
     }
-    if let Some(strings) = column.as_string_opt::<i32>() {
-        return Some(strings.value(row).to_owned());
-    }
-    if let Some(strings) = column.as_string_opt::<i64>() {
-        return Some(strings.value(row).to_owned());
-    }
-    if let Some(strings) = column.as_string_view_opt() {
-        return Some(strings.value(row).to_owned());
-    }
-    column.as_primitive_opt::<Int64Type>().map(|numbers| numbers.value(row).to_string())
+    arrow_cast::cast(column, &DataType::Utf8).ok()?.as_string_opt::<i32>().cloned()
+}
+
+fn at(strings: &StringArray, row: usize) -> Option<String> {
+    strings.is_valid(row).then(|| strings.value(row).to_owned())
 }
 
 fn check(prompts: Vec<Prompt>) -> Result<Vec<Prompt>> {
@@ -275,7 +283,7 @@ mod tests {
     use std::io::Write;
     use std::sync::Arc;
 
-    use arrow_array::{Int64Array, RecordBatch, StringArray};
+    use arrow_array::{Int64Array, RecordBatch};
     use parquet::arrow::ArrowWriter;
 
     use super::*;

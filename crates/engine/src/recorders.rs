@@ -1,11 +1,14 @@
 //! Sinks that turn a prompt's activations into rows and tensors of a run.
 
 pub(crate) mod capture;
-pub(crate) mod routing;
 pub(crate) mod spectral;
 
+use analysis::routing::RoutingSink;
+use analysis::spectral::SpectralSink;
 use hooks::ActivationSink;
 use store::{PromptWriter, TableSchema};
+
+use crate::tables;
 
 use crate::Result;
 
@@ -14,12 +17,27 @@ pub(crate) trait Recorder: ActivationSink {
     /// The tables that it fills.
     fn tables(&self) -> &'static [TableSchema];
 
-    /// A prompt is about to go through the model. A recorder of tensors takes the
-    /// writer, so that they need not wait in memory until the prompt is through.
-    fn begin_prompt(&mut self, id: &str) {
-        let _ = id;
-    }
-
     /// The prompt is through: adds its results.
     fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()>;
+}
+
+impl Recorder for SpectralSink {
+    fn tables(&self) -> &'static [TableSchema] {
+        use tables::spectral::{ATTENTION, ATTENTION_LAYERS, SPECTRAL};
+        &[SPECTRAL, ATTENTION, ATTENTION_LAYERS]
+    }
+
+    fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()> {
+        tables::spectral::write(&self.take(), writer)
+    }
+}
+
+impl Recorder for RoutingSink {
+    fn tables(&self) -> &'static [TableSchema] {
+        &[tables::routing::ROUTING, tables::routing::EXPERTS]
+    }
+
+    fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()> {
+        tables::routing::write(&self.take(), writer)
+    }
 }

@@ -13,7 +13,7 @@ use store::{Options, Run, Start, TableSchema};
 
 use crate::job::Job;
 use crate::recorders::Recorder;
-use crate::recorders::capture;
+use crate::recorders::capture::{self, WriterSlot};
 use crate::tables::prompts;
 use crate::tokens::{Inputs, Lengths};
 use crate::{Error, Progress, Result, human};
@@ -37,7 +37,7 @@ pub struct Outcome {
     pub tokens: u64,
     /// Tokens that went through the model in this start.
     pub tokens_run: u64,
-    /// Seconds from the first prompt of this start to the last.
+    /// Seconds from the first prompt of this start to the finished tables.
     pub seconds: f64,
     /// Rows of each table.
     pub tables: std::collections::BTreeMap<String, u64>,
@@ -58,6 +58,9 @@ pub struct Outcome {
 ///
 /// See [`Error`]; [`Error::fault`] tells whose fault it is.
 pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
+    if job.out.exists() && !job.out.is_dir() {
+        return Err(Error::OutIsFile { out: job.out.clone() });
+    }
     let prompts = crate::prompts::read(&job.prompts)?;
     let source = Source::resolve(&job.model.model)?;
     let info = runner::read_config(&source)?.info();
@@ -73,7 +76,7 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
         ));
     }
 
-    let writer = Rc::new(RefCell::new(None));
+    let writer: WriterSlot = Rc::new(RefCell::new(None));
     let mut sinks = Fanout::new(job.recorders(&writer));
     // A plan that this model cannot follow is refused before its weights are read.
     hooks::ActivationSink::plan(&mut sinks, &info)?;
@@ -101,35 +104,9 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     if !unfinished.is_empty() {
         progress.begin(tokens, tokens - left);
     }
-    let session = model.session(&mut sinks)?;
-    for index in &unfinished {
-        let input = inputs.get(*index as usize)?;
-        let mut prompt = run.prompt(*index)?;
-        prompts::write(&input, &mut prompt)?;
-        for sink in sinks.sinks_mut() {
-            sink.begin_prompt(&input.id);
-        }
-        *writer.borrow_mut() = Some(prompt);
-        let row = Row { request: *index, tokens: input.tokens, offset: 0 };
-        let forward = session.forward(
-            &Batch::new(vec![row])?,
-            runner::Input::Tokens,
-            0..info.n_layers(),
-            &mut KvCache::off(),
-            &Edits::default(),
-            &mut sinks,
-        );
-        let prompt = writer.borrow_mut().take();
-        forward?;
-        if let Some(mut prompt) = prompt {
-            for sink in sinks.sinks_mut() {
-                sink.end_prompt(&mut prompt)?;
-            }
-            run.commit(prompt)?;
-        }
-        progress.advance(tokens_of(index), &input.id);
-    }
+    let done = each_prompt(&model, &mut sinks, &inputs, &mut run, &writer, &unfinished, progress);
     progress.end();
+    done?;
     let summary = run.finish()?;
     Ok(Outcome {
         run: job.out.clone(),
@@ -145,6 +122,48 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
         tensors: summary.tensors,
         bytes: summary.bytes,
     })
+}
+
+/// Sends prompts through the model one by one and commits what each leaves.
+fn each_prompt(
+    model: &Model,
+    sinks: &mut Fanout<Box<dyn Recorder>>,
+    inputs: &Inputs,
+    run: &mut Run,
+    writer: &WriterSlot,
+    indices: &[u64],
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let session = model.session(sinks)?;
+    let (layers, edits) = (0..model.info().n_layers(), Edits::default());
+    for &index in indices {
+        let input = inputs.get(index as usize)?;
+        let tokens = input.tokens.len() as u64;
+        let mut prompt = run.prompt(index)?;
+        prompts::write(&input, &mut prompt)?;
+        *writer.borrow_mut() = Some(prompt);
+        let row = Row { request: index, tokens: input.tokens, offset: 0 };
+        let forward = session.forward(
+            &Batch::new(vec![row])?,
+            runner::Input::Tokens,
+            layers.clone(),
+            &mut KvCache::off(),
+            &edits,
+            sinks,
+        );
+        // Taken back before the error is looked at: a writer that is dropped
+        // leaves nothing behind.
+        let prompt = writer.borrow_mut().take();
+        forward?;
+        if let Some(mut prompt) = prompt {
+            for sink in sinks.sinks_mut() {
+                sink.end_prompt(&mut prompt)?;
+            }
+            run.commit(prompt)?;
+        }
+        progress.advance(tokens, &input.id);
+    }
+    Ok(())
 }
 
 /// The model's tokenizer; `None` where there is none, which is well if nothing
@@ -168,15 +187,28 @@ fn announce_size(
         return Ok(());
     };
     let plan = capture::plan(options, info)?;
+    let has_positions = |n: &&u32| !options.positions.resolve(0, **n as usize).is_empty();
+    let having = lengths.tokens.iter().filter(has_positions).count();
+    if having == 0 {
+        let longest = lengths.tokens.iter().copied().max().unwrap_or(0);
+        return Err(Error::NoPositions { positions: options.positions.clone(), longest });
+    }
+    if having < lengths.tokens.len() {
+        progress.note(&format!(
+            "{} prompts are too short for the positions {}: their tensors are empty",
+            lengths.tokens.len() - having,
+            options.positions
+        ));
+    }
     let bytes = lengths
         .tokens
         .iter()
         .map(|n| capture::estimate(&plan, info, options.stored, *n as usize))
         .fold(0, u64::saturating_add);
     progress.note(&format!(
-        "capturing {} hook points of {} prompts: {} of tensors",
-        plan.iter().count(),
-        lengths.tokens.len(),
+        "capturing {} of {}: {} of tensors",
+        human::count(plan.iter().count() as u64, "hook point"),
+        human::count(lengths.tokens.len() as u64, "prompt"),
         human::bytes(bytes)
     ));
     Ok(())

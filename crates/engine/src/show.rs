@@ -113,6 +113,9 @@ const VALUES_PER_ROW: usize = 8;
 /// [`Error::Store`] if the folder is none or is damaged, [`Error::NotInRun`] if it
 /// has no such table, tensor or prompt.
 pub fn show(run: &Path, item: &Item) -> Result<Shown> {
+    if !run.is_dir() {
+        return Err(Error::NoRun { run: run.to_owned() });
+    }
     let reader = Reader::open(run)?;
     if let Some(prompt) = &item.prompt
         && !reader.prompts().contains(&prompt.as_str())

@@ -39,6 +39,11 @@ pub struct SpectralSummary {
     pub layer: u32,
     /// Prompts with a graph.
     pub prompts: u64,
+    /// Graphs, of heads and of the mean, whose iterative solver did not converge:
+    /// some eigenvalue lies within the residual of the value found, perhaps another one.
+    pub unconverged: u64,
+    /// Graphs for which two random starts disagreed on the Fiedler value.
+    pub disagreeing: u64,
     /// Mean of each metric over the prompts that have it.
     pub means: BTreeMap<&'static str, Option<f64>>,
 }
@@ -125,6 +130,11 @@ impl Columns<'_> {
         self.numbers::<UInt32Type>(column)
     }
 
+    fn bools(&self, column: &'static str) -> Result<Vec<Option<bool>>> {
+        let array = self.batch.column_by_name(column).and_then(|c| c.as_boolean_opt());
+        Ok(array.ok_or_else(|| self.missing(column))?.iter().collect())
+    }
+
     /// Numbers of a column that has one in every row.
     fn required<T: ArrowPrimitiveType>(&self, column: &'static str) -> Result<Vec<T::Native>> {
         let numbers: Option<Vec<T::Native>> = self.numbers::<T>(column)?.into_iter().collect();
@@ -181,12 +191,30 @@ impl Mean {
     }
 }
 
+/// What the rows of one preset and layer add up to.
+#[derive(Default)]
+struct SpectralSums {
+    prompts: u64,
+    unconverged: u64,
+    disagreeing: u64,
+    means: BTreeMap<&'static str, Mean>,
+}
+
 fn summarise_spectral(tables: &Tables<'_>) -> Result<Vec<SpectralSummary>> {
     type Key = (String, String, u32);
-    let mut found: BTreeMap<Key, (u64, BTreeMap<&'static str, Mean>)> = BTreeMap::new();
+    let mut found: BTreeMap<Key, SpectralSums> = BTreeMap::new();
     tables.each(&spectral::SPECTRAL, |columns| {
         let (presets, laplacians) = (columns.texts("preset")?, columns.texts("laplacian")?);
         let (layers, heads) = (columns.u32s("layer")?, columns.u32s("head")?);
+        let (converged, agree) =
+            (columns.bools("converged")?, columns.bools("fiedler_seeds_agree")?);
+        for (row, layer) in layers.iter().enumerate() {
+            let key = (presets[row].clone(), laplacians[row].clone(), layer.unwrap_or(0));
+            let sums = found.entry(key).or_default();
+            sums.unconverged += u64::from(converged[row] == Some(false));
+            sums.disagreeing += u64::from(agree[row] == Some(false));
+            sums.prompts += u64::from(heads[row].is_none());
+        }
         for metric in spectral::METRICS {
             let values = columns.f64s(metric)?;
             for (row, value) in values.into_iter().enumerate() {
@@ -195,21 +223,21 @@ fn summarise_spectral(tables: &Tables<'_>) -> Result<Vec<SpectralSummary>> {
                     continue;
                 }
                 let key = (presets[row].clone(), laplacians[row].clone(), layers[row].unwrap_or(0));
-                let (prompts, means) = found.entry(key).or_default();
-                *prompts += u64::from(*metric == spectral::METRICS[0]);
-                means.entry(metric).or_default().add(value);
+                found.entry(key).or_default().means.entry(metric).or_default().add(value);
             }
         }
         Ok(())
     })?;
     Ok(found
         .into_iter()
-        .map(|((preset, laplacian, layer), (prompts, means))| SpectralSummary {
+        .map(|((preset, laplacian, layer), sums)| SpectralSummary {
             preset,
             laplacian,
             layer,
-            prompts,
-            means: means.into_iter().map(|(metric, mean)| (metric, mean.get())).collect(),
+            prompts: sums.prompts,
+            unconverged: sums.unconverged,
+            disagreeing: sums.disagreeing,
+            means: sums.means.into_iter().map(|(metric, mean)| (metric, mean.get())).collect(),
         })
         .collect())
 }

@@ -68,7 +68,7 @@ impl FromStr for Selection {
         text.split(',')
             .map(|item| parse_range(item.trim()))
             .collect::<Option<_>>()
-            .map(Self::Only)
+            .map(|ranges| Self::Only(merge(ranges)))
             .ok_or_else(|| Error::Selection {
                 text: text.to_owned(),
                 expected: "`all`, or numbers and ranges such as `0,5-9`",
@@ -201,6 +201,19 @@ fn parse_range(item: &str) -> Option<(usize, usize)> {
     }
 }
 
+/// Ascending ranges that neither touch nor overlap: one spelling for each set.
+fn merge(mut ranges: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(usize, usize)> = Vec::with_capacity(ranges.len());
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
+            _ => merged.push((first, last)),
+        }
+    }
+    merged
+}
+
 fn write_ranges(
     f: &mut fmt::Formatter<'_>,
     ranges: impl Iterator<Item = (usize, usize)>,
@@ -228,6 +241,13 @@ mod tests {
         }
         for text in ["all", "last", "last,0-16", "4"] {
             assert_eq!(text.parse::<Positions>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_set_has_one_spelling() {
+        for (text, spelling) in [("3,1,1,2", "1-3"), ("0-4,2-9", "0-9"), ("5,0-1", "0-1,5")] {
+            assert_eq!(text.parse::<Selection>().unwrap().to_string(), spelling);
         }
     }
 

@@ -108,6 +108,29 @@ pub struct AttentionOutput {
 ///
 /// Milakov and Gimelshein, "Online normalizer calculation for softmax",
 /// [arXiv:1805.02867](https://arxiv.org/abs/1805.02867), alg. 3.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use hooks::{Statistic, SummaryOptions};
+/// use kernels::attention::{AttentionInput, AttentionOptions, AttentionWants, attention};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Equal scores: each of three queries attends evenly to what it sees.
+/// let (q, k) = (Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu)?, Tensor::ones((1, 3, 1, 1), DType::F32, &Device::Cpu)?);
+/// let v = Tensor::new(&[[[[0f32]], [[2.0]], [[4.0]]]], &Device::Cpu)?;
+/// let input = AttentionInput { q: &q, k: &k, v: &v, lengths: &[3], offsets: &[0] };
+/// let options = AttentionOptions { scale: 1.0, window: None };
+/// let summary = Some(SummaryOptions { window: 1, boundary: None });
+/// let output = attention(&input, &options, &AttentionWants { lse: true, summary })?;
+///
+/// assert_eq!(output.z.flatten_all()?.to_vec1::<f32>()?, [0.0, 1.0, 2.0]);
+/// let summary = output.summary.ok_or("wanted")?.get(0)?.get(0)?.to_vec2::<f32>()?;
+/// let received = summary.iter().map(|row| row[Statistic::ColumnSum.index()]);
+/// let expected = [1.0 + 1.0 / 2.0 + 1.0 / 3.0, 1.0 / 2.0 + 1.0 / 3.0, 1.0 / 3.0];
+/// assert!(received.zip(expected).all(|(got, expected)| (got - expected as f32).abs() < 1e-6));
+/// # Ok(())
+/// # }
+/// ```
 pub fn attention(
     input: &AttentionInput,
     options: &AttentionOptions,

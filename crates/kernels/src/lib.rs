@@ -2,14 +2,15 @@
 //!
 //! Each file reads top to bottom: the formula, the public function, its checks,
 //! the implementation. Beside each fast implementation stands a plain one in
-//! [`reference`]: loops, `f64`, no cleverness. It is the specification, and the
+//! [`mod@reference`]: loops, `f64`, no cleverness. It is the specification, and the
 //! tests hold the fast one against it.
 //!
 //! The one decision that shapes this crate: a result never depends on the
 //! number of threads, on the other rows of a batch, or on what else was asked
 //! for. Every output element is one fixed sequence of operations, so a prompt
 //! gives the same bits alone and in a batch, and a token the same bits from a
-//! prefill and from a decode step. See [`linear`] and [`attention`] for how.
+//! prefill and from a decode step. See [`linear`] and
+//! [`mod@attention`] for how.
 //!
 //! Operations on tensors take `f32` tensors in main memory whose last axis is
 //! contiguous; the other axes may have any strides, so views cost no copies.

@@ -222,6 +222,21 @@ impl Linear {
     /// # Errors
     ///
     /// [`Error::Shape`], [`Error::DType`], [`Error::Device`], [`Error::NonContiguous`].
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use kernels::linear::Linear;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let weight = Tensor::new(&[[1f32, 2.0], [0.0, 1.0], [1.0, 1.0]], &Device::Cpu)?;
+    /// let bias = Tensor::new(&[0f32, 0.0, 5.0], &Device::Cpu)?;
+    /// let layer = Linear::dense(&weight, Some(&bias))?;
+    ///
+    /// let x = Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?;
+    /// assert_eq!(layer.forward(&x)?.to_vec2::<f32>()?, [[11.0, 4.0, 12.0]]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let values = Values::new(OP, "x", x)?;
         let rows = values.rows();

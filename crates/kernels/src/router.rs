@@ -51,6 +51,22 @@ pub struct Routing {
 /// # References
 ///
 /// Jiang et al., "Mixtral of experts", [arXiv:2401.04088](https://arxiv.org/abs/2401.04088), § 2.1.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use kernels::router::{Selection, route};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Probabilities 1/8, 1/2, 1/8, 1/4.
+/// let ln2 = std::f32::consts::LN_2;
+/// let logits = Tensor::new(&[[0.0, 2.0 * ln2, 0.0, ln2]], &Device::Cpu)?;
+/// let routing = route(&logits, 3, Selection::SoftmaxTopK { renormalise: false })?;
+/// assert_eq!(routing.indices.to_vec2::<u32>()?, [[1, 3, 0]]); // the tie to the lower index
+/// let weights = routing.weights.to_vec2::<f32>()?;
+/// assert!((weights[0][0] - 0.5).abs() < 1e-6 && (weights[0][2] - 0.125).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
 pub fn route(logits: &Tensor, k: usize, rule: Selection) -> Result<Routing> {
     let values = Values::new(OP, "logits", logits)?;
     let &[n, e] = values.dims() else {

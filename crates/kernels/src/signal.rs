@@ -53,6 +53,20 @@ impl std::fmt::Display for Null {
 /// A quantity, or the reason why it has none.
 pub type Value = std::result::Result<f64, Null>;
 
+/// Rounding errors of a forward pass, in units of the precision of its numbers,
+/// up to which a row counts as equal to the mean of all rows. In exact arithmetic
+/// every position of a text of one repeated token has the same residual stream.
+pub const ROUNDING: f64 = 64.0;
+
+/// `‖row‖`, scaled by the largest entry so that squares neither overflow nor vanish.
+fn norm(row: &[f64]) -> f64 {
+    let largest = row.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    if largest == 0.0 {
+        return 0.0;
+    }
+    largest * row.iter().map(|v| (v / largest) * (v / largest)).sum::<f64>().sqrt()
+}
+
 /// A signal `X [n, d]` in `f64`, one row per node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Signal {
@@ -129,9 +143,15 @@ impl Signal {
     }
 
     /// The signal less its mean over the nodes.
+    ///
+    /// # Numerics
+    /// `precision` is the relative precision to which the values are known, 0 if
+    /// they are exact. A row whose distance from the mean is at most
+    /// [`ROUNDING`]` · precision` times its own norm is the mean as far as can be
+    /// known, and becomes 0: what is left of it is rounding, with no direction.
     #[must_use]
-    pub fn centred(mut self) -> Self {
-        if self.values.is_empty() {
+    pub fn centred(mut self, precision: f64) -> Self {
+        if self.values.is_empty() || self.d == 0 {
             return self;
         }
         let mut mean = vec![0.0; self.d];
@@ -144,8 +164,12 @@ impl Signal {
             *m /= self.n_nodes as f64;
         }
         for row in self.values.chunks_exact_mut(self.d) {
+            let known = ROUNDING * precision * norm(row);
             for (v, m) in row.iter_mut().zip(&mean) {
                 *v -= m;
+            }
+            if norm(row) <= known {
+                row.fill(0.0);
             }
         }
         self
@@ -161,16 +185,13 @@ impl Signal {
         }
         let mut zero_rows = 0;
         for row in self.values.chunks_exact_mut(self.d) {
-            // Scaled by the largest entry first, so that squares neither
-            // overflow nor vanish.
-            let largest = row.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-            if largest == 0.0 {
+            let norm = norm(row);
+            if norm == 0.0 {
                 zero_rows += 1;
                 continue;
             }
-            let norm = row.iter().map(|v| (v / largest) * (v / largest)).sum::<f64>().sqrt();
             for v in row.iter_mut() {
-                *v = *v / largest / norm;
+                *v /= norm;
             }
         }
         (self, zero_rows)

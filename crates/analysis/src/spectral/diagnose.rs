@@ -185,7 +185,10 @@ struct Prepared {
 impl Prepared {
     fn new(preset: Preset, signal: &Signal) -> kernels::Result<Self> {
         let (signal, zero_rows) = match preset {
-            Preset::Controlled => signal.clone().without_first().centred().unit_rows(),
+            Preset::Controlled => {
+                let precision = f64::from(f32::EPSILON);
+                signal.clone().without_first().centred(precision).unit_rows()
+            }
             Preset::Paper => {
                 let zero_rows = signal.n_zero_rows();
                 (signal.clone(), zero_rows)

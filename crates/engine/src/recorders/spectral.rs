@@ -1,19 +1,16 @@
-//! Attention graphs.
+//! What is asked of attention graphs.
+
+use std::collections::BTreeSet;
 
 use analysis::spectral::{Exactness, Preset, Run, SpectralSink};
-use hooks::{Activation, ActivationSink, Batch, HookPoint, ModelInfo, Plan, Selection};
+use hooks::Selection;
 use serde_json::{Value, json};
-use store::{PromptWriter, TableSchema};
-
-use super::Recorder;
-use crate::Result;
-use crate::tables::spectral;
 
 /// What is measured of attention graphs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpectralOptions {
-    /// What is done to graph and signal; each preset has its rows.
-    pub presets: Vec<Preset>,
+    /// What is done to graph and signal; each preset has its rows, once.
+    pub presets: BTreeSet<Preset>,
     /// Dense spectra for every graph, not under the preset `paper` alone.
     pub exact: bool,
     /// Layers.
@@ -32,7 +29,8 @@ impl SpectralOptions {
         })
     }
 
-    fn sink(&self) -> SpectralSink {
+    /// The sink that measures it.
+    pub(crate) fn sink(&self) -> SpectralSink {
         let run = |preset: &Preset| {
             let run = Run::from(*preset);
             if self.exact { Run { exactness: Exactness::Dense, ..run } } else { run }
@@ -43,46 +41,5 @@ impl SpectralOptions {
             heads: self.heads.clone(),
             ..Default::default()
         })
-    }
-}
-
-/// Measures attention graphs and writes a prompt's rows when it is through.
-pub(crate) struct Spectral(SpectralSink);
-
-impl Spectral {
-    pub(crate) fn new(options: &SpectralOptions) -> Self {
-        Self(options.sink())
-    }
-}
-
-impl ActivationSink for Spectral {
-    fn plan(&mut self, info: &ModelInfo) -> hooks::Result<Plan> {
-        self.0.plan(info)
-    }
-
-    fn begin(&mut self, batch: &Batch) -> hooks::Result<()> {
-        self.0.begin(batch)
-    }
-
-    fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> hooks::Result<()> {
-        self.0.record(point, activation)
-    }
-
-    fn end_layer(&mut self, layer: usize) -> hooks::Result<()> {
-        self.0.end_layer(layer)
-    }
-
-    fn end_batch(&mut self) -> hooks::Result<()> {
-        self.0.end_batch()
-    }
-}
-
-impl Recorder for Spectral {
-    fn tables(&self) -> &'static [TableSchema] {
-        &[spectral::SPECTRAL, spectral::ATTENTION, spectral::ATTENTION_LAYERS]
-    }
-
-    fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()> {
-        spectral::write(&self.0.take(), writer)
     }
 }

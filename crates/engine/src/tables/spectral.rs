@@ -65,12 +65,7 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
         ColumnSpec::required("isolated_nodes", U32, "tokens", "nodes of degree 0"),
         ColumnSpec::required("zero_rows", U32, "tokens", "rows of the signal excluded as zero"),
         ColumnSpec::optional("steps", U32, "", "steps of the iterative solver"),
-        ColumnSpec::required(
-            "converged",
-            Bool,
-            "",
-            "whether the residuals reached the tolerance; if not, they still bound the error",
-        ),
+        ColumnSpec::required("converged", Bool, "", "whether the residuals reached the tolerance"),
         ColumnSpec::optional("nulls", Text, "", "columns without a value, and why"),
     ],
 );

@@ -409,7 +409,7 @@ fn preparing_a_signal() {
     let signal = Signal::new(vec![9.0, 9.0, 1.0, 0.0, 3.0, 0.0, 2.0, 0.0], 4, 2).unwrap();
     let signal = signal.without_first();
     assert_eq!(signal.n_nodes(), 3);
-    let centred = signal.centred();
+    let centred = signal.centred(0.0);
     assert_eq!(centred.values(), [-1.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
     let (unit, zero_rows) = centred.unit_rows();
     assert_eq!((unit.values(), zero_rows), (&[-1.0, 0.0, 1.0, 0.0, 0.0, 0.0][..], 1));
@@ -421,7 +421,7 @@ fn preparing_a_signal() {
     for (got, expected) in unit.values().iter().zip([0.6, 0.8, 0.6, 0.8]) {
         close("unit row", *got, expected, 1e-15);
     }
-    let none = Signal::new(vec![], 0, 2).unwrap().without_first().centred();
+    let none = Signal::new(vec![], 0, 2).unwrap().without_first().centred(0.0);
     assert_eq!((none.n_nodes(), none.energy()), (0, 0.0));
 }
 
