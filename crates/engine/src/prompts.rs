@@ -236,7 +236,7 @@ fn strings(column: &ArrayRef, or_integers: bool) -> Option<StringArray> {
         kind => kind,
     };
     let text = matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
-    if !text && !(or_integers && kind.is_integer()) {
+    if !(text || or_integers && kind.is_integer()) {
         return None;
     }
     arrow_cast::cast(column, &DataType::Utf8).ok()?.as_string_opt::<i32>().cloned()
