@@ -56,7 +56,8 @@ impl Edit {
 pub struct Rule {
     /// Where.
     pub point: HookPoint,
-    /// On which heads, where the point has a head axis.
+    /// On which entries of the point's own head axis, where it has one: at keys and
+    /// values these are key-value heads.
     pub heads: Selection,
     /// At which absolute positions.
     pub positions: Positions,

@@ -14,9 +14,9 @@ const SAMPLE: usize = 4096;
 
 /// SHA-256 digests, in hexadecimal, of what a run depends on.
 ///
-/// Two models with equal fingerprints give the same results. The weights' digest
-/// covers every tensor's name, type, shape, and its first and last 4,096 bytes:
-/// enough to tell trained models apart without reading gigabytes.
+/// The weights' digest covers every tensor's name, type, shape, and its first and
+/// last 4,096 bytes: enough to tell trained models apart without reading
+/// gigabytes, though not a change made by hand within a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     /// Of `config.json`, or of a GGUF file's whole header.
