@@ -1,5 +1,5 @@
-//! What the crates' tests and benches share: comparisons, seeded data, case tables,
-//! guarded tensors, golden files.
+//! What the crates' tests and benches share: comparisons, seeded data, case tables
+//! and guard bands.
 //!
 //! A test that fails panics, with the place and the size of the difference; so
 //! does everything here. Comparisons are written `!(difference <= tolerance)`, so
@@ -10,10 +10,8 @@
 pub mod cases;
 mod close;
 mod data;
-mod golden;
 mod guard;
 
 pub use close::{Tolerance, assert_bits, assert_close, assert_tensor_bits, assert_tensor_close};
 pub use data::Data;
-pub use golden::Golden;
 pub use guard::guarded;
