@@ -36,11 +36,11 @@ fn killed_at_thirty_moments_and_resumed() {
     let prompts = derivations(folder.path(), PROMPTS);
     let (mut killed, mut unfinished) = (0, 0);
     for (number, job) in JOBS.into_iter().enumerate() {
-        let whole = folder.path().join(format!("whole-{number}"));
-        let begun = Instant::now();
-        assert!(command(job, &prompts, &whole).output().unwrap().status.success());
-        let duration = begun.elapsed();
-        let expected = results(&whole);
+        // The shorter of two runs: other tests may slow one of them down.
+        let (duration, expected) = uninterrupted(job, &prompts, folder.path());
+        let (again, same) = uninterrupted(job, &prompts, folder.path());
+        let duration = duration.min(again);
+        assert!(same == expected, "two whole runs differ");
         assert!(expected.iter().any(|(name, _)| name == "tables/prompts.parquet"));
         for moment in 1..=MOMENTS {
             let out = folder.path().join(format!("killed-{number}-{moment}"));
@@ -74,6 +74,21 @@ fn killed_at_thirty_moments_and_resumed() {
     // late or too early, but not most of them.
     assert!(killed >= MOMENTS, "only {killed} of {} kills hit a running process", 2 * MOMENTS);
     assert!(unfinished >= 4, "only {unfinished} kills hit a run with some prompts finished");
+}
+
+/// A whole run: how long it took, and what it left.
+fn uninterrupted(
+    job: &[&str],
+    prompts: &Path,
+    folder: &Path,
+) -> (Duration, Vec<(String, Vec<u8>)>) {
+    let out = folder.join("whole");
+    let begun = Instant::now();
+    assert!(command(job, prompts, &out).output().unwrap().status.success());
+    let duration = begun.elapsed();
+    let left = results(&out);
+    std::fs::remove_dir_all(&out).unwrap();
+    (duration, left)
 }
 
 /// Kills the process (SIGKILL) after a while; whether it was still running.
