@@ -34,6 +34,12 @@ pub struct LayerInfo {
     pub mlp: MlpInfo,
     /// Attention and MLP read the same residual: there is no `hook_resid_mid`.
     pub parallel_residual: bool,
+    /// Attention and MLP each read the output of a norm; without, they read the
+    /// residual stream as it is: there is no `hook_normalized`.
+    pub pre_norms: bool,
+    /// Queries and keys are rotated by their positions; without, there are no
+    /// `hook_rot_q` and `hook_rot_k`.
+    pub rotary: bool,
 }
 
 /// A model's family and sizes.
@@ -63,6 +69,8 @@ impl ModelInfo {
             window: None,
             mlp,
             parallel_residual: false,
+            pre_norms: true,
+            rotary: true,
         };
         Self {
             family: "example".to_owned(),
@@ -125,6 +133,12 @@ impl ModelInfo {
         match (point.site(), layer.mlp) {
             (Site::ResidMid, _) if layer.parallel_residual => {
                 absent("attention and MLP of this layer read the same residual")
+            }
+            (Site::Ln1Normalized | Site::Ln2Normalized, _) if !layer.pre_norms => {
+                absent("attention and MLP of this layer read the residual stream as it is")
+            }
+            (Site::RotQ | Site::RotK, _) if !layer.rotary => {
+                absent("this layer has no rotary positions: `hook_q` and `hook_k` enter its scores")
             }
             (Site::MlpPre | Site::MlpPost, MlpInfo::Mixture { .. }) => {
                 absent("this layer is a mixture of experts, not a dense MLP")

@@ -214,6 +214,8 @@ impl HookPoint {
 
     /// Token embeddings.
     pub const EMBED: Self = Self { layer: None, site: Site::Embed };
+    /// Learned position embeddings.
+    pub const POS_EMBED: Self = Self { layer: None, site: Site::PosEmbed };
     /// Output of the final norm.
     pub const LN_FINAL: Self = Self { layer: None, site: Site::LnFinalNormalized };
     /// Logits.

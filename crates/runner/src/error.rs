@@ -258,6 +258,19 @@ pub enum Error {
         /// One past its last layer.
         end: usize,
     },
+    /// A cached row would grow across the length at which the model changes the
+    /// rotary frequencies of every position.
+    #[error(
+        "row {row} would grow to {length} tokens, and beyond {at} this model rotates every position otherwise: the cached keys do not serve; run the whole sequence at once"
+    )]
+    FrequencySwitch {
+        /// Row of the batch.
+        row: usize,
+        /// Tokens including those already in the cache.
+        length: usize,
+        /// The most tokens with the usual frequencies.
+        at: usize,
+    },
     /// The key-value cache does not continue this batch.
     #[error(
         "row {row} begins at position {offset}, but layer {layer} of the key-value cache holds {cached} positions"
@@ -301,6 +314,7 @@ impl Error {
             | Self::LayerRange { .. }
             | Self::OutsideRange { .. }
             | Self::CachePosition { .. }
+            | Self::FrequencySwitch { .. }
             | Self::CacheRows { .. }
             | Self::Encode { .. } => Fault::Request,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_)) => Fault::Internal,

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::GgufFault as Fault;
-use crate::weights::{Bytes, Format};
+use crate::weights::{Bytes, Format, convert_into};
 use crate::{Error, Result};
 
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -249,6 +249,31 @@ impl Gguf {
             Ok(number)
         } else {
             self.wrong(key, value, "a positive number")
+        }
+    }
+
+    /// A vector of so many divisors, which are finite numbers above 0.
+    pub(crate) fn divisors(&self, name: &str, tensor: &TensorInfo, n: usize) -> Result<Vec<f64>> {
+        if tensor.shape != [n] {
+            return Err(Error::TensorShape {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: vec![n],
+                found: tensor.shape.clone(),
+            });
+        }
+        let mut values = vec![0f32; n];
+        let bad = |index, value| Error::NotFinite {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+            index,
+            value,
+        };
+        convert_into(tensor.format, self.data(tensor), &mut values)
+            .map_err(|found| bad(found.index, found.value))?;
+        match values.iter().position(|value| *value <= 0.0) {
+            Some(index) => Err(bad(index, values[index])),
+            None => Ok(values.into_iter().map(f64::from).collect()),
         }
     }
 

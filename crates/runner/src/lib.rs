@@ -57,7 +57,10 @@ mod weights;
 pub use cache::KvCache;
 pub use config::{Config, Rope, RopeScaling};
 pub use error::{Error, Fault, GgufFault, Result, SafetensorsFault};
-pub use families::{Trunk, llama, mixtral};
+pub use families::{
+    Trunk, gemma, gemma2, gemma3, gpt_neox, gpt2, granite, llama, mistral, mixtral, olmo2, phi3,
+    qwen2, qwen3, smollm3,
+};
 pub use fingerprint::Fingerprint;
 pub use inventory::Inventory;
 pub use model::{LoadOptions, Model, WeightDtype, read_config};

@@ -80,7 +80,8 @@ impl Model {
         let info = config.info();
         // The stored order of query and key rows depends on the width of a head.
         let d_head = info.layers.first().map_or(0, |layer| layer.d_head);
-        let decoder = config.decoder(&GgufWeights::new(gguf, dtype, d_head))?;
+        let decoder =
+            config.decoder(&GgufWeights::new(gguf, config.gguf_layout(), dtype, d_head))?;
         Ok(Self { info, config, decoder })
     }
 

@@ -64,7 +64,7 @@ impl<'m> Session<'m> {
     /// Before anything runs: [`Error::TokenId`], [`Error::TooLong`],
     /// [`Error::InputShape`], [`Error::LayerRange`], [`Error::OutsideRange`] if the
     /// plan or an edit names a point that these layers do not pass,
-    /// [`Error::CachePosition`], [`Error::CacheRows`], and [`hooks::Error::Edit`]
+    /// [`Error::CachePosition`], [`Error::CacheRows`], [`Error::FrequencySwitch`], and [`hooks::Error::Edit`]
     /// for a kind of edit that is not built. Later: the sink's own errors.
     pub fn forward(
         &self,
@@ -103,15 +103,21 @@ impl<'m> Session<'m> {
     ) -> Result<()> {
         let decoder = &self.model.decoder;
         let resid = match input {
-            Input::Tokens => {
-                let embeddings = decoder.embed(pass)?;
-                pass.point(HookPoint::EMBED, embeddings)?
-            }
-            Input::Embeddings(embeddings) => pass.point(HookPoint::EMBED, embeddings.clone())?,
+            Input::Tokens => self.enter(decoder.embed(pass)?, pass)?,
+            Input::Embeddings(embeddings) => self.enter(embeddings.clone(), pass)?,
             Input::Residual(resid) => resid.clone(),
         };
         let resid = decoder.layers(layers, resid, cache, pass)?;
         if self.plan.wants_end() { decoder.end(&resid, pass) } else { Ok(()) }
+    }
+
+    /// The residual stream before the first layer.
+    fn enter(&self, embeddings: Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+        let embeddings = pass.point(HookPoint::EMBED, embeddings)?;
+        Ok(match self.model.decoder.embed_positions(pass)? {
+            Some(positions) => (embeddings + pass.point(HookPoint::POS_EMBED, positions)?)?,
+            None => embeddings,
+        })
     }
 
     /// One past the last layer that must run.
@@ -128,6 +134,12 @@ impl<'m> Session<'m> {
             let length = tokens.offset.saturating_add(tokens.tokens.len());
             if length > info.n_ctx {
                 return Err(Error::TooLong { row, length, n_ctx: info.n_ctx });
+            }
+            if let Some(at) = self.model.decoder.frequency_switch()
+                && (1..=at).contains(&tokens.offset)
+                && length > at
+            {
+                return Err(Error::FrequencySwitch { row, length, at });
             }
             let unknown = |id: &u32| *id as usize >= info.d_vocab;
             if let Input::Tokens = input

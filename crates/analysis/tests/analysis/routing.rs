@@ -18,6 +18,8 @@ fn info(n_experts: usize, k: usize) -> ModelInfo {
         window: None,
         mlp,
         parallel_residual: false,
+        pre_norms: true,
+        rotary: true,
     };
     ModelInfo {
         layers: vec![

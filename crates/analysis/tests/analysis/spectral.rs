@@ -219,6 +219,8 @@ fn info(n_heads: usize) -> ModelInfo {
         window: None,
         mlp: MlpInfo::Dense { d_mlp: 8 },
         parallel_residual: false,
+        pre_norms: true,
+        rotary: true,
     };
     ModelInfo { layers: vec![layer; 2], d_model: 6, ..ModelInfo::example() }
 }

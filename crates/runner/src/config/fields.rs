@@ -99,6 +99,14 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(key, value, format!("a whole number from 1 to {max}")))
     }
 
+    /// A whole number from 0 to `max`; `None` if it is absent.
+    pub(crate) fn whole(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        match self.get(key) {
+            Some(value) if value.as_u64() == Some(0) => Ok(Some(0)),
+            _ => self.size(key, max),
+        }
+    }
+
     /// A finite number above 0; `None` if it is absent.
     pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else {
@@ -109,6 +117,43 @@ impl<'a> Fields<'a> {
             .filter(|number| *number > 0.0 && number.is_finite())
             .map(Some)
             .ok_or_else(|| self.wrong(key, value, "a positive number"))
+    }
+
+    /// A finite number; `None` if it is absent.
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        value
+            .as_f64()
+            .filter(|number| number.is_finite())
+            .map(Some)
+            .ok_or_else(|| self.wrong(key, value, "a number"))
+    }
+
+    /// Required: so many finite numbers above 0.
+    pub(crate) fn positives(&self, key: &str, count: usize) -> Result<Vec<f64>> {
+        let value = self.get(key).ok_or_else(|| self.missing(key))?;
+        let items = value.as_array().filter(|items| items.len() == count);
+        items
+            .and_then(|items| {
+                let positive = |item: &Value| {
+                    item.as_f64().filter(|number| *number > 0.0 && number.is_finite())
+                };
+                items.iter().map(positive).collect()
+            })
+            .ok_or_else(|| self.wrong(key, value, format!("an array of {count} positive numbers")))
+    }
+
+    /// The items of an array, one for each of `count` layers; `None` if it is absent.
+    pub(crate) fn per_layer(&self, key: &str, count: usize) -> Result<Option<&'a [Value]>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_array() {
+            Some(items) if items.len() >= count => Ok(Some(&items[..count])),
+            _ => Err(self.wrong(key, value, format!("an array with one entry a layer, {count}"))),
+        }
     }
 
     /// A flag; `None` if it is absent.

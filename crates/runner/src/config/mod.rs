@@ -6,6 +6,7 @@
 //! left out of the file means what it means there.
 
 pub(crate) mod fields;
+mod gguf;
 mod rope;
 
 use std::path::Path;
@@ -13,12 +14,17 @@ use std::path::Path;
 use hooks::ModelInfo;
 use serde_json::Value;
 
-use crate::families::{llama, mixtral};
+use crate::families::{
+    Family, gemma, gemma2, gemma3, gpt_neox, gpt2, granite, llama, mistral, mixtral, olmo2, phi3,
+    qwen2, qwen3, smollm3,
+};
 use crate::gguf::Gguf;
 use crate::layers::Decoder;
-use crate::weights::Weights;
+use crate::weights::{GgufLayout, Weights};
 use crate::{Error, Result};
 use fields::Fields;
+pub(crate) use gguf::GgufFields;
+pub(crate) use rope::{Frequencies, Partial, RopeDefaults, RopeNames, RopeSizes};
 pub use rope::{Rope, RopeScaling};
 
 /// Builds [`Config`] and everything that must know every family.
@@ -47,6 +53,19 @@ macro_rules! families {
                 match self { $(Self::$variant(config) => config.decoder(weights),)* }
             }
 
+            /// How the family's GGUF files name and order tensors.
+            pub(crate) fn gguf_layout(&self) -> &'static GgufLayout {
+                match self { $(Self::$variant(config) => config.gguf_layout(),)* }
+            }
+
+            /// The first family that knows the file.
+            fn read_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
+                $(if let Some(config) = <$config>::from_gguf(file)? {
+                    return Ok(Some(Self::$variant(config)));
+                })*
+                Ok(None)
+            }
+
             fn read(model_type: &str, fields: &Fields<'_>) -> Result<Option<Self>> {
                 match model_type {
                     $($model_type => <$config>::read(fields).map(|config| Some(Self::$variant(config))),)*
@@ -58,10 +77,34 @@ macro_rules! families {
 }
 
 families! {
+    /// Gemma.
+    Gemma, "gemma", gemma::Config;
+    /// Gemma 2.
+    Gemma2, "gemma2", gemma2::Config;
+    /// Gemma 3, the language model.
+    Gemma3, "gemma3_text", gemma3::Config;
+    /// GPT-2.
+    Gpt2, "gpt2", gpt2::Config;
+    /// GPT-NeoX, Pythia among them.
+    GptNeoX, "gpt_neox", gpt_neox::Config;
+    /// Granite, the dense models.
+    Granite, "granite", granite::Config;
     /// Llama and its relatives of the same architecture.
     Llama, "llama", llama::Config;
+    /// Mistral.
+    Mistral, "mistral", mistral::Config;
     /// Mixtral: a Llama whose MLPs are mixtures of experts.
     Mixtral, "mixtral", mixtral::Config;
+    /// OLMo 2.
+    Olmo2, "olmo2", olmo2::Config;
+    /// Phi 3.
+    Phi3, "phi3", phi3::Config;
+    /// Qwen 2.
+    Qwen2, "qwen2", qwen2::Config;
+    /// Qwen 3, the dense models.
+    Qwen3, "qwen3", qwen3::Config;
+    /// SmolLM 3.
+    SmolLm3, "smollm3", smollm3::Config;
 }
 
 impl Config {
@@ -102,13 +145,16 @@ impl Config {
 
     /// Reads a GGUF file's metadata.
     pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        match gguf.text("general.architecture")? {
-            "llama" => llama::Config::from_gguf(gguf).map(Self::Llama),
-            other => Err(Error::UnknownModelType {
-                path: gguf.path().to_owned(),
-                found: other.chars().take(80).collect(),
-                known: vec!["llama (in GGUF)"],
-            }),
-        }
+        let architecture = gguf.text("general.architecture")?;
+        let file = GgufFields::new(gguf, architecture);
+        Self::read_gguf(&file)?.ok_or_else(|| Error::UnknownModelType {
+            path: gguf.path().to_owned(),
+            found: architecture.chars().take(80).collect(),
+            known: GGUF_ARCHITECTURES.to_vec(),
+        })
     }
 }
+
+/// The architectures of GGUF files that can be loaded.
+const GGUF_ARCHITECTURES: &[&str] =
+    &["gemma", "gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3"];

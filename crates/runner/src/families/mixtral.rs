@@ -6,16 +6,18 @@
 //! `[expert, 2·d_mlp, d_model]` with the gate's rows first, and `down_proj`
 //! `[expert, d_model, d_mlp]`.
 
-use hooks::{MlpInfo, ModelInfo};
+use hooks::{LayerInfo, MlpInfo, ModelInfo};
 use kernels::moe::Experts;
 use kernels::router::Selection;
 use serde_json::Value;
 
-use super::{Defaults, Trunk};
+use super::trunk::{AttentionForm, Defaults, Scales};
+use super::{Family, LLAMA_LAYER, LLAMA_LAYOUT, Trunk};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
+use crate::config::{GgufFields, RopeDefaults};
 use crate::layers::{Decoder, FeedForward, Mixture, Projections};
-use crate::weights::{Matrix, Part, Weights};
+use crate::weights::{ExpertNames, GgufLayout, Matrix, Part, RotaryRows, Weights};
 
 /// The configuration of a Mixtral.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,18 +30,43 @@ pub struct Config {
     pub num_local_experts: usize,
     /// Experts that each token uses.
     pub num_experts_per_tok: usize,
+    /// Keys that a query sees, itself included; `None`: all before it.
+    pub sliding_window: Option<usize>,
 }
 
-impl Config {
-    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self> {
-        let defaults = Defaults {
-            n_kv_heads: Some(8),
-            max_position_embeddings: 131_072,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1_000_000.0,
-        };
-        let mut trunk = Trunk::read(fields, &defaults)?;
-        trunk.sliding_window = fields.size("sliding_window", bound::CONTEXT)?;
+const DEFAULTS: Defaults = Defaults {
+    num_key_value_heads: Some(8),
+    max_position_embeddings: 131_072,
+    rms_norm_eps: 1e-5,
+    rope: RopeDefaults { theta: 1_000_000.0, ..RopeDefaults::USUAL },
+    ..Defaults::LLAMA
+};
+
+const GGUF_LAYOUT: GgufLayout = GgufLayout {
+    layer: &[
+        LLAMA_LAYER[0],
+        LLAMA_LAYER[1],
+        LLAMA_LAYER[2],
+        LLAMA_LAYER[3],
+        ("self_attn.o_proj", "attn_output"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("block_sparse_moe.gate", "ffn_gate_inp"),
+    ],
+    experts: &[
+        expert(".w1", "ffn_gate_exps", "ffn_gate"),
+        expert(".w2", "ffn_down_exps", "ffn_down"),
+        expert(".w3", "ffn_up_exps", "ffn_up"),
+    ],
+    rotary_rows: RotaryRows::Pairs,
+    ..LLAMA_LAYOUT
+};
+
+const fn expert(behind: &'static str, merged: &'static str, separate: &'static str) -> ExpertNames {
+    ExpertNames { before: "block_sparse_moe.experts.", behind, merged, separate }
+}
+
+impl Family for Config {
+    fn read(fields: &Fields<'_>) -> Result<Self> {
         let num_local_experts = match fields.size("num_local_experts", bound::COUNT)? {
             Some(count) => count,
             None => fields.size("num_experts", bound::COUNT)?.unwrap_or(8),
@@ -50,33 +77,66 @@ impl Config {
             let expected = format!("at most num_local_experts, {num_local_experts}");
             return Err(fields.wrong("num_experts_per_tok", &found, expected));
         }
-        let intermediate_size = fields.size("intermediate_size", bound::WIDTH)?.unwrap_or(14_336);
-        Ok(Self { trunk, intermediate_size, num_local_experts, num_experts_per_tok })
+        Ok(Self {
+            trunk: Trunk::read(fields, &DEFAULTS)?,
+            intermediate_size: fields.size("intermediate_size", bound::WIDTH)?.unwrap_or(14_336),
+            num_local_experts,
+            num_experts_per_tok,
+            sliding_window: fields.size("sliding_window", bound::CONTEXT)?,
+        })
     }
 
-    /// Sizes and layers, as observers know them.
-    pub fn info(&self) -> ModelInfo {
+    fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
+        let Some((n_experts, k)) = file.experts()?.filter(|_| file.architecture() == "llama")
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            trunk: Trunk::from_gguf(file, &DEFAULTS)?,
+            intermediate_size: file.size("feed_forward_length", bound::WIDTH)?,
+            num_local_experts: n_experts,
+            num_experts_per_tok: k,
+            sliding_window: None,
+        }))
+    }
+
+    fn gguf_layout(&self) -> &'static GgufLayout {
+        &GGUF_LAYOUT
+    }
+
+    fn info(&self) -> ModelInfo {
         let (n_experts, k) = (self.num_local_experts, self.num_experts_per_tok);
-        self.trunk.info("mixtral", MlpInfo::Mixture { n_experts, k })
+        self.trunk.info("mixtral", |_| LayerInfo {
+            window: self.sliding_window,
+            ..self.trunk.layer(MlpInfo::Mixture { n_experts, k })
+        })
     }
 
-    pub(crate) fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {
-        self.trunk.decoder(weights, |layer| {
+    fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {
+        let trunk = &self.trunk;
+        let rotary = trunk.rotary(weights)?;
+        trunk.decoder(weights, &Scales::default(), |layer| {
+            let form =
+                AttentionForm { window: self.sliding_window, ..AttentionForm::plain(&rotary) };
+            let attention = trunk.attention(weights, layer, form)?;
             let named = |block: &str| format!("model.layers.{layer}.{block}");
             let older = named("block_sparse_moe");
             let block =
                 if weights.has(&format!("{older}.gate.weight")) { older } else { named("mlp") };
             let gate = Part::new(format!("{block}.gate"), self.num_local_experts);
-            Ok(FeedForward::Mixture(Mixture {
-                router: Projections::load(weights, &[gate], self.trunk.hidden_size, false)?,
+            let mixture = FeedForward::Mixture(Mixture {
+                router: Projections::load(weights, &[gate], trunk.hidden_size, false)?,
                 experts: self.experts(weights, &format!("{block}.experts"))?,
                 k: self.num_experts_per_tok,
                 rule: Selection::SoftmaxTopK { renormalise: true },
-                activation: self.trunk.hidden_act,
-            }))
+                activation: trunk.hidden_act,
+            });
+            trunk.pre_norm_block(weights, layer, attention, mixture)
         })
     }
+}
 
+impl Config {
     fn experts(&self, weights: &dyn Weights, experts: &str) -> Result<Experts> {
         let (n, d_mlp, d_model) =
             (self.num_local_experts, self.intermediate_size, self.trunk.hidden_size);

@@ -1,220 +1,173 @@
 //! Families: how configurations and weight names map onto the shared layers.
 //!
-//! One file per family. What llama-like decoders have in common (token
-//! embeddings, pre-norm layers with rotary grouped-query attention, a final
-//! norm and an unembedding) is [`Trunk`]; a family adds the second half of its
-//! layers and its defaults.
+//! One file per family. What llama-like decoders have in common is [`Trunk`]; a
+//! family adds its defaults and what its layers do otherwise.
 
+pub mod gemma;
+pub mod gemma2;
+pub mod gemma3;
+pub mod gpt2;
+pub mod gpt_neox;
+pub mod granite;
 pub mod llama;
+pub mod mistral;
 pub mod mixtral;
+pub mod olmo2;
+pub mod phi3;
+pub mod qwen2;
+pub mod qwen3;
+pub mod smollm3;
+mod trunk;
 
-use std::sync::Arc;
-
-use hooks::{LayerInfo, MlpInfo, ModelInfo};
+use hooks::{MlpInfo, ModelInfo};
 use kernels::activation::ActivationFunction;
-use kernels::attention::AttentionOptions;
 use serde_json::Value;
 
-use crate::config::Rope;
-use crate::config::fields::{Fields, bound};
-use crate::layers::{Attention, Block, Decoder, Embedding, FeedForward, Norm, Projections, Rotary};
-use crate::weights::{Part, Weights};
+use crate::config::GgufFields;
+use crate::config::fields::Fields;
+use crate::layers::Decoder;
+use crate::weights::{GgufLayout, RotaryRows, Weights};
 use crate::{Error, Result};
 
-/// Defaults that differ between families.
-struct Defaults {
-    n_kv_heads: Option<usize>,
-    max_position_embeddings: usize,
-    rms_norm_eps: f64,
-    rope_theta: f64,
-}
+pub use trunk::Trunk;
 
-/// What llama-like decoders have in common, in Hugging Face's spelling.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Trunk {
-    /// Vocabulary entries.
-    pub vocab_size: usize,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Layers.
-    pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key-value heads.
-    pub num_key_value_heads: usize,
-    /// Width of one head.
-    pub head_dim: usize,
-    /// Longest sequence, in tokens.
-    pub max_position_embeddings: usize,
-    /// ε of the norms.
-    pub rms_norm_eps: f64,
-    /// Rotary position embedding.
-    pub rope: Rope,
-    /// Whether the unembedding is the embedding.
-    pub tie_word_embeddings: bool,
-    /// Whether the projections of attention have biases.
-    pub attention_bias: bool,
-    /// Keys that a query sees, itself included; `None`: all before it.
-    pub sliding_window: Option<usize>,
-    /// Activation function of the MLPs or experts.
-    pub hidden_act: ActivationFunction,
-}
+/// What a family does: read its configuration, and make a decoder of it.
+pub(crate) trait Family: Sized {
+    /// Reads a `config.json`.
+    fn read(fields: &Fields<'_>) -> Result<Self>;
 
-impl Trunk {
-    fn read(fields: &Fields<'_>, defaults: &Defaults) -> Result<Self> {
-        let size = |key, max, default: usize| -> Result<usize> {
-            Ok(fields.size(key, max)?.unwrap_or(default))
-        };
-        let hidden_size = size("hidden_size", bound::WIDTH, 4096)?;
-        let num_attention_heads = size("num_attention_heads", bound::COUNT, 32)?;
-        let num_key_value_heads = fields
-            .size("num_key_value_heads", bound::COUNT)?
-            .or(defaults.n_kv_heads.filter(|_| !fields.is_null("num_key_value_heads")))
-            .unwrap_or(num_attention_heads);
-        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
-            let found = Value::from(num_key_value_heads);
-            let expected = format!("a divisor of num_attention_heads, {num_attention_heads}");
-            return Err(fields.wrong("num_key_value_heads", &found, expected));
-        }
-        let head_dim = match fields.size("head_dim", bound::WIDTH)? {
-            Some(head_dim) => head_dim,
-            None if hidden_size.is_multiple_of(num_attention_heads) => {
-                hidden_size / num_attention_heads
-            }
-            None => {
-                let found = Value::from(hidden_size);
-                let expected = format!("a multiple of num_attention_heads, {num_attention_heads}");
-                return Err(fields.wrong("hidden_size", &found, expected));
-            }
-        };
-        if !head_dim.is_multiple_of(2) {
-            let found = Value::from(head_dim);
-            return Err(fields.wrong("head_dim", &found, "an even number, for rotary pairs"));
-        }
-        let max_position_embeddings =
-            size("max_position_embeddings", bound::CONTEXT, defaults.max_position_embeddings)?;
-        Ok(Self {
-            vocab_size: size("vocab_size", bound::VOCABULARY, 32_000)?,
-            hidden_size,
-            num_hidden_layers: size("num_hidden_layers", bound::COUNT, 32)?,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            max_position_embeddings,
-            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps),
-            rope: Rope::read(fields, defaults.rope_theta, max_position_embeddings)?,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
-            attention_bias: false,
-            sliding_window: None,
-            hidden_act: activation(fields)?,
-        })
+    /// Reads a GGUF file's metadata; `None` if the file is of another family.
+    fn from_gguf(_: &GgufFields<'_>) -> Result<Option<Self>> {
+        Ok(None)
+    }
+
+    /// How the family's GGUF files name and order tensors.
+    fn gguf_layout(&self) -> &'static GgufLayout {
+        &LLAMA_LAYOUT
     }
 
     /// Sizes and layers, as observers know them.
-    fn info(&self, family: &str, mlp: MlpInfo) -> ModelInfo {
-        let layer = LayerInfo {
-            n_heads: self.num_attention_heads,
-            n_kv_heads: self.num_key_value_heads,
-            d_head: self.head_dim,
-            window: self.sliding_window,
-            mlp,
-            parallel_residual: false,
-        };
-        ModelInfo {
-            family: family.to_owned(),
-            d_model: self.hidden_size,
-            d_vocab: self.vocab_size,
-            n_ctx: self.max_position_embeddings,
-            has_pos_embed: false,
-            layers: vec![layer; self.num_hidden_layers],
-        }
-    }
+    fn info(&self) -> ModelInfo;
 
-    /// The decoder, with `feed_forward` for the second half of each layer.
-    fn decoder(
-        &self,
-        weights: &dyn Weights,
-        feed_forward: impl Fn(usize) -> Result<FeedForward>,
-    ) -> Result<Decoder> {
-        let rotary = Arc::new(self.rotary(weights)?);
-        let d_model = self.hidden_size;
-        let norm = |module: String| {
-            let weight = weights.vector(&[(format!("{module}.weight"), d_model)])?;
-            Ok::<_, Error>(Norm::new(weight, self.rms_norm_eps))
-        };
-        let table = Part::new("model.embed_tokens".to_owned(), self.vocab_size);
-        let (embedding, unembedding) = if self.tie_word_embeddings {
-            let unembedding = Projections::load(weights, &[table], d_model, false)?;
-            (Embedding::Tied, unembedding)
-        } else {
-            let matrices = weights.matrices(&[table], d_model)?;
-            let head = Part::new("lm_head".to_owned(), self.vocab_size);
-            let unembedding = Projections::load(weights, &[head], d_model, false)?;
-            (Embedding::Table(matrices), unembedding)
-        };
-        let mut blocks = Vec::with_capacity(self.num_hidden_layers);
-        for layer in 0..self.num_hidden_layers {
-            let module = |name: &str| format!("model.layers.{layer}.{name}");
-            blocks.push(Block {
-                ln1: norm(module("input_layernorm"))?,
-                attention: self.attention(weights, layer, rotary.clone())?,
-                ln2: norm(module("post_attention_layernorm"))?,
-                feed_forward: feed_forward(layer)?,
-            });
-        }
-        Ok(Decoder { embedding, blocks, ln_final: norm("model.norm".to_owned())?, unembedding })
-    }
-
-    /// Rotary embedding: the configuration's frequencies, over the divisors that
-    /// the files may store.
-    fn rotary(&self, weights: &dyn Weights) -> Result<Rotary> {
-        let mut frequencies = self.rope.frequencies(self.head_dim);
-        if let Some(divisors) = weights.frequency_divisors(frequencies.len())? {
-            for (frequency, divisor) in frequencies.iter_mut().zip(divisors.to_vec1::<f32>()?) {
-                *frequency /= f64::from(divisor);
-            }
-        }
-        Ok(Rotary::new(frequencies))
-    }
-
-    fn attention(
-        &self,
-        weights: &dyn Weights,
-        layer: usize,
-        rotary: Arc<Rotary>,
-    ) -> Result<Attention> {
-        let (d_head, n_heads) = (self.head_dim, self.num_attention_heads);
-        let part = |name: &str, heads: usize| {
-            Part::new(format!("model.layers.{layer}.self_attn.{name}_proj"), heads * d_head)
-        };
-        let n_kv_heads = self.num_key_value_heads;
-        let inputs = [part("q", n_heads), part("k", n_kv_heads), part("v", n_kv_heads)];
-        let output = Part::new(format!("model.layers.{layer}.self_attn.o_proj"), self.hidden_size);
-        let bias = self.attention_bias;
-        Ok(Attention {
-            inputs: Projections::load(weights, &inputs, self.hidden_size, bias)?,
-            output: Projections::load(weights, &[output], n_heads * d_head, bias)?,
-            d_head,
-            rotary,
-            options: AttentionOptions {
-                scale: 1.0 / (d_head as f64).sqrt(),
-                window: self.sliding_window,
-            },
-        })
-    }
+    /// The decoder.
+    fn decoder(&self, weights: &dyn Weights) -> Result<Decoder>;
 }
 
-fn activation(fields: &Fields<'_>) -> Result<ActivationFunction> {
-    match fields.text("hidden_act")?.unwrap_or("silu") {
-        "silu" | "swish" => Ok(ActivationFunction::Silu),
-        "gelu" => Ok(ActivationFunction::Gelu),
-        "gelu_new" | "gelu_pytorch_tanh" => Ok(ActivationFunction::GeluTanh),
-        "relu" => Ok(ActivationFunction::Relu),
-        other => Err(Error::Unsupported {
+/// Names of Hugging Face's llama modules in GGUF files.
+const LLAMA_MODEL: &[(&str, &str)] =
+    &[("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
+
+/// Names of a llama layer's modules in GGUF files.
+const LLAMA_LAYER: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("self_attn.o_proj", "attn_output"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// A llama's names, with the rows of queries and keys as in Hugging Face checkpoints.
+const LLAMA_LAYOUT: GgufLayout = GgufLayout {
+    model: LLAMA_MODEL,
+    layers: "model.layers.",
+    layer: LLAMA_LAYER,
+    experts: &[],
+    rotary_rows: RotaryRows::Halves,
+};
+
+/// What a layer's attention sees, as `layer_types` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sight {
+    Full,
+    Window,
+}
+
+/// The sliding window of each layer: by `layer_types`, or by a family's rule where
+/// the file does not list them.
+fn windows(
+    fields: &Fields<'_>,
+    n_layers: usize,
+    window: Option<usize>,
+    rule: impl Fn(usize) -> Sight,
+) -> Result<Vec<Option<usize>>> {
+    const KEY: &str = "layer_types";
+    let given = fields.per_layer(KEY, n_layers)?;
+    (0..n_layers)
+        .map(|layer| {
+            let sight = match given.map(|types| &types[layer]) {
+                None => rule(layer),
+                Some(kind) => match kind.as_str() {
+                    Some("full_attention") => Sight::Full,
+                    Some("sliding_attention") => Sight::Window,
+                    _ => {
+                        let expected = "full_attention or sliding_attention for each layer";
+                        return Err(fields.wrong(&format!("{KEY}[{layer}]"), kind, expected));
+                    }
+                },
+            };
+            match (sight, window) {
+                (Sight::Full, _) => Ok(None),
+                (Sight::Window, Some(window)) => Ok(Some(window)),
+                (Sight::Window, None) => Err(fields.missing("sliding_window")),
+            }
+        })
+        .collect()
+}
+
+/// `total / divisor`, which must be whole.
+fn divides(fields: &Fields<'_>, key: &str, divisor: usize, total: usize) -> Result<usize> {
+    if total.is_multiple_of(divisor) {
+        return Ok(total / divisor);
+    }
+    let expected = format!("a multiple of {key}, {divisor}");
+    Err(fields.wrong("hidden_size", &Value::from(total), expected))
+}
+
+/// The activation function under a key.
+fn activation(
+    fields: &Fields<'_>,
+    key: &'static str,
+    default: ActivationFunction,
+) -> Result<ActivationFunction> {
+    match fields.text(key)? {
+        None => Ok(default),
+        Some("silu" | "swish") => Ok(ActivationFunction::Silu),
+        Some("gelu" | "gelu_python") => Ok(ActivationFunction::Gelu),
+        Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh") => {
+            Ok(ActivationFunction::GeluTanh)
+        }
+        Some("relu") => Ok(ActivationFunction::Relu),
+        Some(other) => Err(Error::Unsupported {
             path: fields.path().to_owned(),
-            what: "hidden_act",
+            what: key,
             found: other.chars().take(80).collect(),
             supported: "silu, gelu, gelu_new, gelu_pytorch_tanh and relu",
         }),
     }
+}
+
+/// Refuses attention that is not causal.
+fn causal_only(fields: &Fields<'_>) -> Result<()> {
+    const KEY: &str = "use_bidirectional_attention";
+    // A flag in most files, and a text (`vision`) in some.
+    match fields.get(KEY) {
+        None | Some(Value::Bool(false)) => Ok(()),
+        Some(other) => Err(Error::Unsupported {
+            path: fields.path().to_owned(),
+            what: KEY,
+            found: other.to_string().chars().take(80).collect(),
+            supported: "causal attention only",
+        }),
+    }
+}
+
+/// A dense MLP, as observers know it.
+fn dense(d_mlp: usize) -> MlpInfo {
+    MlpInfo::Dense { d_mlp }
 }

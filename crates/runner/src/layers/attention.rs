@@ -1,4 +1,4 @@
-//! Grouped-query attention with rotary positions.
+//! Grouped-query attention.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,11 +9,26 @@ use kernels::attention::{
     AttentionInput, AttentionOptions, AttentionWants, attention, attention_pattern,
     attention_scores,
 };
-use kernels::rotary::rotary;
 
-use super::{Pass, Projections, Rotary};
+use super::{Norm, Outputs, Pass, Projections, Rotary};
 use crate::Result;
 use crate::cache::KvCache;
+
+/// Norms of queries and keys, before they are rotated.
+#[derive(Debug)]
+pub(crate) enum QueryKeyNorm {
+    None,
+    /// Over the width of each head; the heads share weights.
+    Heads {
+        q: Norm,
+        k: Norm,
+    },
+    /// Over all heads together.
+    Whole {
+        q: Norm,
+        k: Norm,
+    },
+}
 
 /// One layer's attention.
 #[derive(Debug)]
@@ -22,7 +37,9 @@ pub(crate) struct Attention {
     pub(crate) inputs: Projections,
     pub(crate) output: Projections,
     pub(crate) d_head: usize,
-    pub(crate) rotary: Arc<Rotary>,
+    pub(crate) norm: QueryKeyNorm,
+    /// `None`: queries and keys know nothing of their positions here.
+    pub(crate) rotary: Option<Arc<Rotary>>,
     pub(crate) options: AttentionOptions,
 }
 
@@ -35,12 +52,17 @@ impl Attention {
         pass: &mut Pass<'_>,
     ) -> Result<Tensor> {
         let inputs = self.inputs.outputs(x)?;
-        let q = pass.site(Site::Q, layer, inputs.heads(0, self.d_head)?)?;
-        let k = pass.site(Site::K, layer, inputs.heads(1, self.d_head)?)?;
+        let (q, k) = self.queries_and_keys(&inputs)?;
+        let q = pass.site(Site::Q, layer, q)?;
+        let k = pass.site(Site::K, layer, k)?;
         let v = pass.site(Site::V, layer, inputs.heads(2, self.d_head)?)?;
-        let tables = self.rotary.tables(pass.end())?;
-        let q = pass.site(Site::RotQ, layer, rotary(&q, &tables, &pass.offsets)?)?;
-        let k = pass.site(Site::RotK, layer, rotary(&k, &tables, &pass.offsets)?)?;
+        let (q, k) = match &self.rotary {
+            Some(rotary) => (
+                pass.site(Site::RotQ, layer, rotary.rotate(&q, pass)?)?,
+                pass.site(Site::RotK, layer, rotary.rotate(&k, pass)?)?,
+            ),
+            None => (q, k),
+        };
         let (k, v) = cache.extend(layer, k, v, &pass.lengths, &pass.offsets)?;
 
         // The output has one path, whatever is wanted beside it.
@@ -61,6 +83,24 @@ impl Attention {
         let z = pass.site(Site::Z, layer, output.z)?;
         let (batch, pos, heads, width) = z.dims4()?;
         self.output.forward(&z.reshape((batch, pos, heads * width))?)
+    }
+
+    /// `[batch, pos, head, d_head]` each, normalised.
+    fn queries_and_keys(&self, inputs: &Outputs<'_>) -> Result<(Tensor, Tensor)> {
+        let d = self.d_head;
+        Ok(match &self.norm {
+            QueryKeyNorm::None => (inputs.heads(0, d)?, inputs.heads(1, d)?),
+            QueryKeyNorm::Heads { q, k } => {
+                (q.forward(&inputs.heads(0, d)?)?, k.forward(&inputs.heads(1, d)?)?)
+            }
+            QueryKeyNorm::Whole { q, k } => {
+                let split = |x: Tensor| {
+                    let (batch, pos, width) = x.dims3()?;
+                    x.reshape((batch, pos, width / d, d))
+                };
+                (split(q.forward(&inputs.part(0)?)?)?, split(k.forward(&inputs.part(1)?)?)?)
+            }
+        })
     }
 
     /// Scores and patterns, for the wanted heads and about the wanted positions only.

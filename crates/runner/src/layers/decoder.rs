@@ -16,6 +16,17 @@ pub(crate) struct Decoder {
     pub(crate) blocks: Vec<Block>,
     pub(crate) ln_final: Norm,
     pub(crate) unembedding: Projections,
+    /// What is done to the unembedding's output.
+    pub(crate) logits: Logits,
+}
+
+/// From the unembedding's output `x` to logits: `m x`, then `c tanh(x / c)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Logits {
+    /// `m`.
+    pub(crate) multiplier: Option<f64>,
+    /// `c`.
+    pub(crate) soft_cap: Option<f64>,
 }
 
 impl Decoder {
@@ -27,7 +38,29 @@ impl Decoder {
             ids.extend_from_slice(&row.tokens);
             ids.resize(ids.len() + len - row.tokens.len(), 0);
         }
-        self.embedding.lookup(ids, rows.len(), &self.unembedding)
+        self.embedding.tokens(ids, rows.len(), &self.unembedding)
+    }
+
+    /// Learned embeddings of the batch's positions, in models that have them.
+    pub(crate) fn embed_positions(&self, pass: &Pass<'_>) -> Result<Option<Tensor>> {
+        self.embedding.positions(&pass.offsets, pass.batch.padded_len())
+    }
+
+    /// The most tokens of a sequence before the rotary frequencies of all its
+    /// positions change; `None` if they never do.
+    pub(crate) fn frequency_switch(&self) -> Option<usize> {
+        self.blocks.iter().find_map(|block| block.attention.rotary.as_ref()?.switch())
+    }
+
+    fn unembed(&self, normalized: &Tensor) -> Result<Tensor> {
+        let mut logits = self.unembedding.forward(normalized)?;
+        if let Some(multiplier) = self.logits.multiplier {
+            logits = (logits * multiplier)?;
+        }
+        if let Some(cap) = self.logits.soft_cap {
+            logits = ((logits * (1.0 / cap))?.tanh()? * cap)?;
+        }
+        Ok(logits)
     }
 
     /// The residual stream after these layers.
@@ -52,7 +85,7 @@ impl Decoder {
             // Edits name positions of the sequence, so they get all of them.
             let normalized = pass.point(HookPoint::LN_FINAL, self.ln_final.forward(resid)?)?;
             if pass.plan.wants(HookPoint::LOGITS).is_some() {
-                pass.point(HookPoint::LOGITS, self.unembedding.forward(&normalized)?)?;
+                pass.point(HookPoint::LOGITS, self.unembed(&normalized)?)?;
             }
             return Ok(());
         }
@@ -64,7 +97,7 @@ impl Decoder {
         if let Some(request) = pass.plan.wants(HookPoint::LOGITS) {
             let chosen = Chosen::new(resid, request, pass)?;
             let logits = chosen.map(
-                |x| self.unembedding.forward(&self.ln_final.forward(x)?),
+                |x| self.unembed(&self.ln_final.forward(x)?),
                 self.unembedding.single().d_out(),
             )?;
             chosen.record(HookPoint::LOGITS, &logits, pass)?;

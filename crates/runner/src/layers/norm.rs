@@ -1,22 +1,25 @@
-//! Root-mean-square norm.
+//! Norms over the last axis.
 
 use candle_core::Tensor;
 
 use crate::Result;
 
-/// `y = x / √(mean x² + ε) · w`.
+/// A norm over the last axis.
 #[derive(Clone, Debug)]
-pub(crate) struct Norm {
-    weight: Tensor,
-    eps: f64,
+pub(crate) enum Norm {
+    /// `y = x / √(mean x² + ε) · w`.
+    RootMeanSquare { weight: Tensor, eps: f64 },
+    /// `y = (x − mean x) / √(var x + ε) · w + b`.
+    Layer { weight: Tensor, bias: Tensor, eps: f64 },
 }
 
 impl Norm {
-    pub(crate) fn new(weight: Tensor, eps: f64) -> Self {
-        Self { weight, eps }
-    }
-
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::norm::rms_norm(x, &self.weight, self.eps)?)
+        Ok(match self {
+            Self::RootMeanSquare { weight, eps } => kernels::norm::rms_norm(x, weight, *eps)?,
+            Self::Layer { weight, bias, eps } => {
+                kernels::norm::layer_norm(x, weight, Some(bias), *eps)?
+            }
+        })
     }
 }

@@ -31,11 +31,27 @@ impl Projections {
             .zip(groups)
             .map(|(matrix, group)| {
                 let names: Vec<_> = group.iter().map(|part| (part.bias(), part.rows)).collect();
-                let bias = if bias { Some(weights.vector(&names)?) } else { None };
+                let bias = match group {
+                    _ if !bias => None,
+                    [part] => Some(part.arrange(weights.vector(&names)?)?),
+                    _ => Some(weights.vector(&names)?),
+                };
                 matrix.linear(bias.as_ref())
             })
             .collect::<Result<_>>()?;
         Ok(Self { linears, widths: parts.iter().map(|part| part.rows).collect() })
+    }
+
+    /// Loads several projections that the files keep behind one another in one matrix.
+    pub(crate) fn load_fused(
+        weights: &dyn Weights,
+        part: &Part,
+        widths: Vec<usize>,
+        d_in: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let fused = Self::load(weights, std::slice::from_ref(part), d_in, bias)?;
+        Ok(Self { widths, ..fused })
     }
 
     /// The first part's linear map, of projections with one part.

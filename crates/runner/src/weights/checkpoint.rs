@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::convert::{Format, convert_into};
 use super::safetensors::{Entry, File};
-use super::{Matrix, Part, Weights};
+use super::{Matrix, Part, RowOrder, UnitNorms, Weights};
 use crate::source::Source;
 use crate::{Error, Result};
 
@@ -156,15 +156,20 @@ impl Weights for Checkpoint {
     }
 
     fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix>> {
+        let shape = |part: &Part| match part.order {
+            RowOrder::Transposed => [columns, part.rows],
+            RowOrder::Plain | RowOrder::HeadByHead { .. } => [part.rows, columns],
+        };
         for part in parts {
-            self.check(&part.weight(), &[part.rows, columns])?;
+            self.check(&part.weight(), &shape(part))?;
         }
         let rows: usize = parts.iter().map(|part| part.rows).sum();
         let mut values = vec![0f32; rows * columns];
         let mut rest = values.as_mut_slice();
         for part in parts {
             let (out, after) = rest.split_at_mut(part.rows * columns);
-            self.read(&part.weight(), &[part.rows, columns], out)?;
+            self.read(&part.weight(), &shape(part), out)?;
+            arrange(part, out);
             rest = after;
         }
         Ok(vec![Matrix::Dense(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)])
@@ -178,8 +183,33 @@ impl Weights for Checkpoint {
         (0..n).map(|i| Ok(Matrix::Dense(tensor.get(i)?))).collect()
     }
 
+    fn unit_norms(&self) -> UnitNorms {
+        UnitNorms::Bare
+    }
+
     fn frequency_divisors(&self, _: usize) -> Result<Option<Tensor>> {
         Ok(None)
+    }
+}
+
+/// Puts the elements of a part from their stored order into rows.
+fn arrange(part: &Part, values: &mut [f32]) {
+    let columns = values.len() / part.rows.max(1);
+    if part.order == RowOrder::Plain || columns == 0 {
+        return;
+    }
+    let stored = values.to_vec();
+    for (row, out) in values.chunks_mut(columns).enumerate() {
+        let from = part.order.stored_row(row, part.rows);
+        match part.order {
+            RowOrder::Transposed => {
+                let column = stored.iter().skip(from).step_by(part.rows);
+                out.iter_mut().zip(column).for_each(|(out, value)| *out = *value);
+            }
+            RowOrder::Plain | RowOrder::HeadByHead { .. } => {
+                out.copy_from_slice(&stored[from * columns..][..columns]);
+            }
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! Weights of a GGUF file under Hugging Face names.
 //!
-//! llama.cpp stores the query and key rows of each head permuted, so that the
-//! two elements of a rotary pair are neighbours. Here they are put back: with
-//! `d` rows in a head, row `j·d/2 + i` (half `j`, pair `i`) is the file's row
-//! `2i + j`. A row consists of whole blocks, so this moves bytes and leaves
-//! quantized weights as they are.
+//! For some architectures llama.cpp stores the query and key rows of each head
+//! permuted, so that the two elements of a rotary pair are neighbours. Here they
+//! are put back: with `d` rows in a head, row `j·d/2 + i` (half `j`, pair `i`) is
+//! the file's row `2i + j`. A row consists of whole blocks, so this moves bytes
+//! and leaves quantized weights as they are.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::convert::{Format, NotFinite, check_scales, convert_into};
-use super::{Matrix, Part, Weights};
+use super::{Matrix, Part, UnitNorms, Weights};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::WeightDtype;
 use crate::{Error, Result};
@@ -24,42 +24,138 @@ const BLOCK_ALIGNMENT: usize = 8;
 /// The tensor of rotary frequency divisors.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
-/// A llama file's tensors.
+/// The order of the query and key rows of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RotaryRows {
+    /// The first elements of all rotary pairs, then the second ones.
+    Halves,
+    /// Pair by pair.
+    Pairs,
+}
+
+/// How a family's tensors are named and ordered in GGUF files.
+#[derive(Debug)]
+pub(crate) struct GgufLayout {
+    /// Modules of the whole model: Hugging Face name and own name.
+    pub(crate) model: &'static [(&'static str, &'static str)],
+    /// What stands before the number of a layer in Hugging Face names.
+    pub(crate) layers: &'static str,
+    /// Modules of a layer: what stands behind the number, and behind `blk.{l}.`.
+    pub(crate) layer: &'static [(&'static str, &'static str)],
+    /// Matrices of each expert of a layer.
+    pub(crate) experts: &'static [ExpertNames],
+    pub(crate) rotary_rows: RotaryRows,
+}
+
+/// The names of one matrix of every expert.
+#[derive(Debug)]
+pub(crate) struct ExpertNames {
+    /// Before and behind the expert's number in Hugging Face names.
+    pub(crate) before: &'static str,
+    pub(crate) behind: &'static str,
+    /// The tensor of all experts `[expert, rows, columns]`, behind `blk.{l}.`.
+    pub(crate) merged: &'static str,
+    /// In older files a tensor for each expert: what stands before its number.
+    pub(crate) separate: &'static str,
+}
+
+/// Where a tensor stands in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    /// The tensor's name.
+    name: String,
+    /// Its slice along the first axis; `None`: all of it.
+    slice: Option<usize>,
+}
+
+impl GgufLayout {
+    /// Where a Hugging Face tensor may stand in a file.
+    fn places(&self, name: &str) -> Vec<Place> {
+        let whole = |name: String| Place { name, slice: None };
+        let Some((module, kind)) = name.rsplit_once('.') else {
+            return Vec::new();
+        };
+        let own = |table: &[(&str, &'static str)], module: &str| {
+            table.iter().find(|(theirs, _)| *theirs == module).map(|(_, own)| *own)
+        };
+        if let Some(own) = own(self.model, module) {
+            return vec![whole(format!("{own}.{kind}"))];
+        }
+        let rest = module.strip_prefix(self.layers).and_then(|rest| rest.split_once('.'));
+        let Some((layer, module)) = rest else {
+            return Vec::new();
+        };
+        if let Some(own) = own(self.layer, module) {
+            return vec![whole(format!("blk.{layer}.{own}.{kind}"))];
+        }
+        let expert = self.experts.iter().find_map(|names| {
+            let number = module.strip_prefix(names.before)?.strip_suffix(names.behind)?;
+            Some((names, number.parse().ok()?))
+        });
+        let Some((names, expert)) = expert else {
+            return Vec::new();
+        };
+        let (merged, separate) = (names.merged, names.separate);
+        let merged = Place { name: format!("blk.{layer}.{merged}.{kind}"), slice: Some(expert) };
+        vec![merged, whole(format!("blk.{layer}.{separate}.{expert}.{kind}"))]
+    }
+}
+
+/// A GGUF file's tensors.
 pub(crate) struct GgufWeights<'a> {
     gguf: &'a Gguf,
+    layout: &'static GgufLayout,
     dtype: WeightDtype,
     /// Rows in one head of the query and key projections.
     d_head: usize,
 }
 
 impl<'a> GgufWeights<'a> {
-    pub(crate) fn new(gguf: &'a Gguf, dtype: WeightDtype, d_head: usize) -> Self {
-        Self { gguf, dtype, d_head }
+    pub(crate) fn new(
+        gguf: &'a Gguf,
+        layout: &'static GgufLayout,
+        dtype: WeightDtype,
+        d_head: usize,
+    ) -> Self {
+        Self { gguf, layout, dtype, d_head }
     }
 
     /// A tensor that is there and has this shape.
     fn find(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
-        let own_name = own_name(name);
-        let path = || self.gguf.path().to_owned();
-        let info = own_name.as_deref().and_then(|own| self.gguf.tensor(own));
-        let (Some(own_name), Some(info)) = (own_name.clone(), info) else {
-            let tensor = own_name.unwrap_or_else(|| name.to_owned());
-            return Err(Error::TensorMissing { path: path(), tensor });
-        };
-        self.check(own_name, info, shape)
+        let places = self.layout.places(name);
+        let found = places.iter().find_map(|place| Some((place, self.gguf.tensor(&place.name)?)));
+        match found {
+            Some((place, info)) => self.check(place, info, shape),
+            None => Err(Error::TensorMissing {
+                path: self.gguf.path().to_owned(),
+                tensor: places.into_iter().next().map_or(name.to_owned(), |place| place.name),
+            }),
+        }
     }
 
-    fn check(&self, name: String, info: &'a TensorInfo, shape: &[usize]) -> Result<Stored<'a>> {
-        if info.shape != shape {
+    fn check(&self, place: &Place, info: &'a TensorInfo, shape: &[usize]) -> Result<Stored<'a>> {
+        let name = place.name.clone();
+        let (found, data) = (info.shape.as_slice(), self.gguf.data(info));
+        let (own_shape, data) = match (place.slice, found) {
+            (None, _) => (found, data),
+            (Some(slice), [n, inner @ ..]) if slice < *n => {
+                let len = data.len() / n;
+                (inner, &data[slice * len..][..len])
+            }
+            (Some(_), _) => (&[][..], &[][..]),
+        };
+        if own_shape != shape {
+            let slices = place.slice.map(|slice| slice + 1);
             return Err(Error::TensorShape {
                 path: self.gguf.path().to_owned(),
                 tensor: name,
-                expected: shape.to_vec(),
-                found: info.shape.clone(),
+                expected: slices.into_iter().chain(shape.iter().copied()).collect(),
+                found: found.to_vec(),
             });
         }
-        let rows_permuted = [".attn_q.", ".attn_k."].iter().any(|part| name.contains(part));
-        Ok(Stored { name, info, data: self.gguf.data(info), rows_permuted })
+        let rows_permuted = self.layout.rotary_rows == RotaryRows::Pairs
+            && [".attn_q.", ".attn_k."].iter().any(|part| name.contains(part));
+        Ok(Stored { name, format: info.format, shape: own_shape, data, rows_permuted })
     }
 
     fn not_finite(&self, tensor: &str) -> impl FnOnce(NotFinite) -> Error {
@@ -73,7 +169,7 @@ impl<'a> GgufWeights<'a> {
             return Cow::Borrowed(stored.data);
         }
         let d = self.d_head;
-        let row_bytes = stored.data.len() / stored.info.shape[0];
+        let row_bytes = stored.data.len() / stored.shape[0];
         let mut placed = Vec::with_capacity(stored.data.len());
         for head in stored.data.chunks(d * row_bytes) {
             for row in 0..d {
@@ -85,12 +181,12 @@ impl<'a> GgufWeights<'a> {
     }
 
     fn dense(&self, stored: &[Stored<'a>]) -> Result<Vec<f32>> {
-        let len = stored.iter().map(|s| s.info.shape.iter().product::<usize>()).sum();
+        let len = stored.iter().map(|s| s.shape.iter().product::<usize>()).sum();
         let mut values = vec![0f32; len];
         let mut rest = values.as_mut_slice();
         for tensor in stored {
-            let (out, after) = rest.split_at_mut(tensor.info.shape.iter().product());
-            convert_into(tensor.info.format, &self.bytes(tensor), out)
+            let (out, after) = rest.split_at_mut(tensor.shape.iter().product());
+            convert_into(tensor.format, &self.bytes(tensor), out)
                 .map_err(self.not_finite(&tensor.name))?;
             rest = after;
         }
@@ -104,9 +200,9 @@ impl<'a> GgufWeights<'a> {
         columns: usize,
     ) -> Result<Arc<QTensor>> {
         for tensor in stored {
-            check_scales(tensor.info.format, tensor.data).map_err(self.not_finite(&tensor.name))?;
+            check_scales(tensor.format, tensor.data).map_err(self.not_finite(&tensor.name))?;
         }
-        let rows = stored.iter().map(|tensor| tensor.info.shape[0]).sum::<usize>();
+        let rows = stored.iter().map(|tensor| tensor.shape[0]).sum::<usize>();
         let storage = match stored {
             [one] if !one.rows_permuted && is_aligned(one.data) => {
                 QStorage::from_data(Cow::Borrowed(one.data), &Device::Cpu, dtype)?
@@ -132,14 +228,15 @@ impl<'a> GgufWeights<'a> {
 /// A tensor of the file.
 struct Stored<'a> {
     name: String,
-    info: &'a TensorInfo,
+    format: Format,
+    shape: &'a [usize],
     data: &'a [u8],
     rows_permuted: bool,
 }
 
 impl Weights for GgufWeights<'_> {
     fn has(&self, name: &str) -> bool {
-        own_name(name).is_some_and(|name| self.gguf.tensor(&name).is_some())
+        self.layout.places(name).iter().any(|place| self.gguf.tensor(&place.name).is_some())
     }
 
     fn vector(&self, parts: &[(String, usize)]) -> Result<Tensor> {
@@ -156,7 +253,7 @@ impl Weights for GgufWeights<'_> {
             .map(|part| self.find(&part.weight(), &[part.rows, columns]))
             .collect::<Result<Vec<_>>>()?;
         let kept = |tensor: &Stored<'_>| match self.dtype {
-            WeightDtype::AsStored => quantized_dtype(tensor.info.format),
+            WeightDtype::AsStored => quantized_dtype(tensor.format),
             WeightDtype::F32 => None,
         };
         let alike = stored.windows(2).all(|pair| kept(&pair[0]) == kept(&pair[1]));
@@ -175,15 +272,23 @@ impl Weights for GgufWeights<'_> {
     }
 
     fn slices(&self, name: &str, _: usize, _: usize, _: usize) -> Result<Vec<Matrix>> {
-        // Mixtures in GGUF have no Hugging Face name here, so none can be found.
+        // Experts are asked for one by one, because `has` knows no fused tensor.
         Err(Error::TensorMissing { path: self.gguf.path().to_owned(), tensor: name.to_owned() })
+    }
+
+    fn unit_norms(&self) -> UnitNorms {
+        UnitNorms::Added
     }
 
     fn frequency_divisors(&self, n_frequencies: usize) -> Result<Option<Tensor>> {
         let Some(info) = self.gguf.tensor(ROPE_DIVISORS) else {
             return Ok(None);
         };
-        let stored = self.check(ROPE_DIVISORS.to_owned(), info, &[n_frequencies])?;
+        let stored = self.check(
+            &Place { name: ROPE_DIVISORS.to_owned(), slice: None },
+            info,
+            &[n_frequencies],
+        )?;
         let values = self.dense(&[stored])?;
         if let Some(index) = values.iter().position(|value| *value <= 0.0) {
             let bad = NotFinite { index, value: values[index] };
@@ -206,47 +311,31 @@ fn quantized_dtype(format: Format) -> Option<GgmlDType> {
     }
 }
 
-/// The file's name for a Hugging Face tensor of a llama model.
-fn own_name(name: &str) -> Option<String> {
-    let (module, kind) = name.rsplit_once('.')?;
-    let own = match module {
-        "model.embed_tokens" => "token_embd".to_owned(),
-        "model.norm" => "output_norm".to_owned(),
-        "lm_head" => "output".to_owned(),
-        _ => {
-            let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
-            let module = match module {
-                "input_layernorm" => "attn_norm",
-                "self_attn.q_proj" => "attn_q",
-                "self_attn.k_proj" => "attn_k",
-                "self_attn.v_proj" => "attn_v",
-                "self_attn.o_proj" => "attn_output",
-                "post_attention_layernorm" => "ffn_norm",
-                "mlp.gate_proj" => "ffn_gate",
-                "mlp.up_proj" => "ffn_up",
-                "mlp.down_proj" => "ffn_down",
-                _ => return None,
-            };
-            format!("blk.{layer}.{module}")
-        }
-    };
-    Some(format!("{own}.{kind}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const LAYOUT: GgufLayout = GgufLayout {
+        model: &[("model.norm", "output_norm")],
+        layers: "model.layers.",
+        layer: &[("self_attn.q_proj", "attn_q")],
+        experts: &[ExpertNames {
+            before: "moe.experts.",
+            behind: ".w1",
+            merged: "ffn_gate_exps",
+            separate: "ffn_gate",
+        }],
+        rotary_rows: RotaryRows::Halves,
+    };
+
     #[test]
     fn names_are_translated() {
-        for (name, own) in [
-            ("model.embed_tokens.weight", "token_embd.weight"),
-            ("model.layers.12.self_attn.q_proj.bias", "blk.12.attn_q.bias"),
-            ("model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
-            ("lm_head.weight", "output.weight"),
-        ] {
-            assert_eq!(own_name(name).unwrap(), own);
-        }
-        assert_eq!(own_name("model.layers.0.mlp.experts.gate_up_proj"), None);
+        let names = |name| LAYOUT.places(name).into_iter().map(|place| place.name);
+        assert!(names("model.norm.weight").eq(["output_norm.weight"]));
+        assert!(names("model.layers.12.self_attn.q_proj.bias").eq(["blk.12.attn_q.bias"]));
+        assert!(names("model.layers.0.mlp.experts.gate_up_proj").eq([] as [&str; 0]));
+        let name = "model.layers.3.moe.experts.7.w1.weight";
+        assert!(names(name).eq(["blk.3.ffn_gate_exps.weight", "blk.3.ffn_gate.7.weight"]));
+        assert_eq!(LAYOUT.places(name)[0].slice, Some(7));
     }
 }

@@ -20,8 +20,8 @@ use kernels::linear::Linear;
 
 pub(crate) use bytes::Bytes;
 pub(crate) use checkpoint::Checkpoint;
-pub(crate) use convert::Format;
-pub(crate) use gguf::GgufWeights;
+pub(crate) use convert::{Format, convert_into};
+pub(crate) use gguf::{ExpertNames, GgufLayout, GgufWeights, RotaryRows};
 
 use crate::Result;
 
@@ -32,11 +32,50 @@ pub(crate) struct Part {
     pub(crate) module: String,
     /// Its number of rows.
     pub(crate) rows: usize,
+    /// How a Hugging Face checkpoint stores them.
+    pub(crate) order: RowOrder,
+}
+
+/// How a Hugging Face checkpoint stores the rows of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowOrder {
+    /// One after another.
+    Plain,
+    /// As columns: the tensor is the transpose.
+    Transposed,
+    /// Queries, keys and values of the first head, then those of the second:
+    /// `[head, 3, d_head]` for what the model reads as `[3, head, d_head]`.
+    HeadByHead { d_head: usize },
+}
+
+impl RowOrder {
+    /// The stored row that becomes row `row` of `rows`.
+    fn stored_row(self, row: usize, rows: usize) -> usize {
+        match self {
+            Self::Plain | Self::Transposed => row,
+            Self::HeadByHead { d_head } => {
+                let n_heads = rows / (3 * d_head);
+                let (part, head, i) =
+                    (row / (n_heads * d_head), row / d_head % n_heads, row % d_head);
+                (head * 3 + part) * d_head + i
+            }
+        }
+    }
 }
 
 impl Part {
     pub(crate) fn new(module: String, rows: usize) -> Self {
-        Self { module, rows }
+        Self { module, rows, order: RowOrder::Plain }
+    }
+
+    /// A vector beside the rows in their order, from its stored order.
+    pub(crate) fn arrange(&self, vector: Tensor) -> Result<Tensor> {
+        if self.order == RowOrder::Plain || self.order == RowOrder::Transposed {
+            return Ok(vector);
+        }
+        let stored = |row| self.order.stored_row(row, self.rows) as u32;
+        let rows: Vec<u32> = (0..self.rows).map(stored).collect();
+        Ok(vector.index_select(&Tensor::new(rows, vector.device())?, 0)?)
     }
 
     /// The matrix's tensor.
@@ -58,18 +97,6 @@ pub(crate) enum Matrix {
 }
 
 impl Matrix {
-    /// The rows with these numbers, as `f32`: `[.., columns]`.
-    pub(crate) fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Dense(matrix) => {
-                let mut shape = ids.dims().to_vec();
-                shape.push(matrix.dim(1)?);
-                Ok(matrix.index_select(&ids.flatten_all()?, 0)?.reshape(shape)?)
-            }
-            Self::Quantized(matrix) => Ok(matrix.embedding(ids)?),
-        }
-    }
-
     /// The linear map `y = x Wᵀ + b`.
     pub(crate) fn linear(&self, bias: Option<&Tensor>) -> Result<Linear> {
         Ok(match self {
@@ -77,6 +104,15 @@ impl Matrix {
             Self::Quantized(matrix) => Linear::quantized(matrix.clone(), bias)?,
         })
     }
+}
+
+/// How files store the weights of norms that multiply by `1 + w`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UnitNorms {
+    /// `w`.
+    Bare,
+    /// `1 + w`.
+    Added,
 }
 
 /// A model's weights, by Hugging Face names. Every method names the tensor in its errors.
@@ -93,6 +129,9 @@ pub(crate) trait Weights {
 
     /// A three-dimensional tensor `[n, rows, columns]` as `n` matrices.
     fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix>>;
+
+    /// What stands in the files for a norm's weight `1 + w`.
+    fn unit_norms(&self) -> UnitNorms;
 
     /// Divisors of the rotary frequencies, one each, where the files store any.
     fn frequency_divisors(&self, n_frequencies: usize) -> Result<Option<Tensor>>;

@@ -1,0 +1,82 @@
+//! Qwen 3: norms over each head of queries and keys; later layers may have a
+//! sliding window.
+
+use hooks::{LayerInfo, ModelInfo};
+
+use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
+use super::{Family, Trunk, dense, qwen2};
+use crate::Result;
+use crate::config::GgufFields;
+use crate::config::fields::{Fields, bound};
+use crate::layers::{Decoder, QueryKeyNorm};
+use crate::weights::Weights;
+
+/// The configuration of a Qwen 3.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What it shares with its relatives.
+    pub trunk: Trunk,
+    /// Width of the MLPs.
+    pub intermediate_size: usize,
+    /// Whether the projections of attention have biases.
+    pub attention_bias: bool,
+    /// For each layer, the keys that a query sees, itself included; `None`: all before it.
+    pub windows: Vec<Option<usize>>,
+}
+
+const DEFAULTS: Defaults = Defaults { head_dim: Some(128), ..qwen2::DEFAULTS };
+
+impl Family for Config {
+    fn read(fields: &Fields<'_>) -> Result<Self> {
+        let trunk = Trunk::read(fields, &DEFAULTS)?;
+        Ok(Self {
+            intermediate_size: fields
+                .size("intermediate_size", bound::WIDTH)?
+                .unwrap_or(qwen2::INTERMEDIATE_SIZE),
+            attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
+            windows: qwen2::read_windows(fields, trunk.num_hidden_layers)?,
+            trunk,
+        })
+    }
+
+    fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
+        if file.architecture() != "qwen3" {
+            return Ok(None);
+        }
+        let trunk = Trunk::from_gguf(file, &DEFAULTS)?;
+        Ok(Some(Self {
+            intermediate_size: file.size("feed_forward_length", bound::WIDTH)?,
+            attention_bias: file.has_tensor("blk.0.attn_q.bias"),
+            windows: vec![None; trunk.num_hidden_layers],
+            trunk,
+        }))
+    }
+
+    fn info(&self) -> ModelInfo {
+        self.trunk.info("qwen3", |layer| LayerInfo {
+            window: self.windows[layer],
+            ..self.trunk.layer(dense(self.intermediate_size))
+        })
+    }
+
+    fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {
+        let trunk = &self.trunk;
+        let rotary = trunk.rotary(weights)?;
+        trunk.decoder(weights, &Scales::default(), |layer| {
+            let norm = |name: &str| {
+                let name = module(layer, &format!("self_attn.{name}_norm"));
+                trunk.norm_over(weights, &name, trunk.head_dim, NormWeights::Whole)
+            };
+            let form = AttentionForm {
+                input_bias: self.attention_bias,
+                output_bias: self.attention_bias,
+                norm: QueryKeyNorm::Heads { q: norm("q")?, k: norm("k")? },
+                window: self.windows[layer],
+                ..AttentionForm::plain(&rotary)
+            };
+            let attention = trunk.attention(weights, layer, form)?;
+            let mlp = trunk.mlp(weights, layer, self.intermediate_size, false)?;
+            trunk.pre_norm_block(weights, layer, attention, mlp)
+        })
+    }
+}
