@@ -199,6 +199,7 @@ impl Trunk {
             options: AttentionOptions {
                 scale: 1.0 / (d_head as f64).sqrt(),
                 window: self.sliding_window,
+                soft_cap: None,
             },
         })
     }
