@@ -9,7 +9,7 @@ use kernels::activation::{ActivationFunction, gated};
 use kernels::attention::{
     AttentionInput, AttentionOptions, AttentionWants, attention, attention_pattern,
 };
-use kernels::norm::rms_norm;
+use kernels::norm::{layer_norm, rms_norm};
 use kernels::rotary::{RotaryTables, rotary};
 use testkit::Data;
 use testkit::cases::ATTENTION;
@@ -24,8 +24,9 @@ fn attend(c: &mut Criterion) {
         let v = data.tensor(&[1, s, case.kv_heads, case.d_value]);
         let (lengths, offsets) = (case.lengths, case.offsets);
         let input = AttentionInput { q: &q, k: &k, v: &v, lengths, offsets };
-        let options = AttentionOptions { scale: 0.125, window: None };
-        let name = format!("{t} queries, {s} keys");
+        let options = AttentionOptions { scale: 0.125, window: None, soft_cap: case.soft_cap };
+        let capped = if case.soft_cap.is_some() { ", capped" } else { "" };
+        let name = format!("{t} queries, {s} keys{capped}");
         let summary = Some(SummaryOptions { window: 10, boundary: Some(s / 2) });
         for (what, wants) in [
             ("plain", AttentionWants { lse: false, summary: None }),
@@ -47,6 +48,9 @@ fn elementwise(c: &mut Criterion) {
     let mut data = Data::new(1);
     let (x, weight) = (data.tensor(&[1, 512, 576]), data.tensor(&[576]));
     c.bench_function("rms_norm/512x576", |b| b.iter(|| rms_norm(&x, &weight, 1e-5).unwrap()));
+    c.bench_function("layer_norm/512x576", |b| {
+        b.iter(|| layer_norm(&x, &weight, Some(&weight), 1e-5).unwrap());
+    });
     let fused = data.tensor(&[1, 512, 3072]);
     let (gate, up) = (fused.narrow(2, 0, 1536).unwrap(), fused.narrow(2, 1536, 1536).unwrap());
     c.bench_function("silu(gate) up/512x1536", |b| {

@@ -2,7 +2,8 @@
 //!
 //! `z_u = Σ_j a_uj v_j`, `a_uj = exp(s_uj − lse_u)`, `s_uj = scale · q_u · k_j`,
 //! `lse_u = ln Σ_j exp(s_uj)`, over the keys `j` that query `u` sees: those up to
-//! itself, with a window `w` the last `w` of them.
+//! itself, with a window `w` the last `w` of them. With a soft cap `c`,
+//! `s_uj = c · tanh(scale · q_u · k_j / c)`.
 //!
 //! The one decision that shapes this module: it works on the *transposed* score
 //! tile, keys down, queries across. 32 queries are the lanes of the vector
@@ -31,6 +32,7 @@ use candle_core::Tensor;
 use hooks::{Statistic, SummaryOptions};
 use rayon::prelude::*;
 
+use crate::math::tanh;
 use crate::panels::WIDTH;
 use crate::product::{Output, fill};
 use crate::tensor::{self, Values};
@@ -47,6 +49,9 @@ pub struct AttentionOptions {
     pub scale: f64,
     /// Number of keys that a query sees, itself included; `None`: all up to itself.
     pub window: Option<usize>,
+    /// Bound `c` of the scores, which become `c · tanh(scale · q · k / c)` before masking and
+    /// softmax; positive and finite in `f32`. `None`: no bound.
+    pub soft_cap: Option<f64>,
 }
 
 /// Queries, keys and values of a batch. The axes of heads and positions may have any strides.
@@ -93,21 +98,23 @@ pub struct AttentionOutput {
 ///
 /// # Numerics
 ///
-/// Scores are chains of fused multiply–adds in `f32`. Normalisers, and sums over
-/// more than one tile of 168 keys, are kept in `f64`. Deterministic; `z` does not
+/// Scores are chains of fused multiply–adds in `f32`; the hyperbolic tangent of a soft cap
+/// is within 3 units in the last place. Normalisers, and sums over more than one tile of
+/// 168 keys, are kept in `f64`. Deterministic; `z` does not
 /// depend on `wants`. The log of the diagonal is score − log-sum-exp, exact where
 /// the diagonal itself underflows.
 ///
 /// # Errors
 ///
 /// [`Error::Shape`] if axes disagree or a row's keys are not all there;
-/// [`Error::Range`] for a window of 0; [`Error::DType`], [`Error::Device`],
-/// [`Error::NonContiguous`].
+/// [`Error::Range`] for a window of 0 and for a soft cap that is not a positive, finite
+/// number; [`Error::DType`], [`Error::Device`], [`Error::NonContiguous`].
 ///
 /// # References
 ///
 /// Milakov and Gimelshein, "Online normalizer calculation for softmax",
-/// [arXiv:1805.02867](https://arxiv.org/abs/1805.02867), alg. 3.
+/// [arXiv:1805.02867](https://arxiv.org/abs/1805.02867), alg. 3. Soft caps: Gemma team,
+/// "Gemma 2", [arXiv:2408.00118](https://arxiv.org/abs/2408.00118), section 2.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -119,7 +126,7 @@ pub struct AttentionOutput {
 /// let (q, k) = (Tensor::zeros((1, 3, 1, 1), DType::F32, &Device::Cpu)?, Tensor::ones((1, 3, 1, 1), DType::F32, &Device::Cpu)?);
 /// let v = Tensor::new(&[[[[0f32]], [[2.0]], [[4.0]]]], &Device::Cpu)?;
 /// let input = AttentionInput { q: &q, k: &k, v: &v, lengths: &[3], offsets: &[0] };
-/// let options = AttentionOptions { scale: 1.0, window: None };
+/// let options = AttentionOptions { scale: 1.0, window: None, soft_cap: None };
 /// let summary = Some(SummaryOptions { window: 1, boundary: None });
 /// let output = attention(&input, &options, &AttentionWants { lse: true, summary })?;
 ///
@@ -195,8 +202,34 @@ struct Heads<'a> {
     lengths: &'a [usize],
     offsets: &'a [usize],
     scale: f32,
+    soft_cap: Option<SoftCap>,
     /// As an option of the model; `i32::MAX` without a window.
     window: i32,
+}
+
+/// A bound of the scores.
+#[derive(Clone, Copy)]
+struct SoftCap {
+    cap: f32,
+    /// The scores' scale over the bound.
+    rate: f32,
+}
+
+impl SoftCap {
+    fn new(cap: f64, scale: f64) -> Result<Self> {
+        let rounded = cap as f32;
+        if !(rounded.is_normal() && rounded > 0.0) {
+            let expected = "a positive, finite number in the range of f32";
+            return Err(Error::range(OP, "soft cap", expected, cap));
+        }
+        Ok(Self { cap: rounded, rate: (scale / cap) as f32 })
+    }
+
+    /// `c · tanh(scale · product / c)`.
+    #[inline(always)]
+    fn score(self, product: f32) -> f32 {
+        self.cap * tanh(product * self.rate)
+    }
 }
 
 /// Consecutive queries of one head, or one query of consecutive heads that share their keys.
@@ -264,7 +297,8 @@ impl<'a> Heads<'a> {
         }
         let window = options.window.unwrap_or(usize::MAX).min(i32::MAX as usize) as i32;
         let scale = options.scale as f32;
-        Ok(Self { q, k, v, b, t, s, h, h_kv, d, dv, lengths, offsets, scale, window })
+        let soft_cap = options.soft_cap.map(|cap| SoftCap::new(cap, options.scale)).transpose()?;
+        Ok(Self { q, k, v, b, t, s, h, h_kv, d, dv, lengths, offsets, scale, soft_cap, window })
     }
 
     /// Heads that share a key–value head.

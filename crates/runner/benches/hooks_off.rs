@@ -79,7 +79,7 @@ impl Bare {
             let k = rotary(&heads(576, 3), &self.tables, &[0]).unwrap();
             let v = heads(768, 3);
             let input = AttentionInput { q: &q, k: &k, v: &v, lengths: &[t], offsets: &[0] };
-            let options = AttentionOptions { scale: 0.125, window: None };
+            let options = AttentionOptions { scale: 0.125, window: None, soft_cap: None };
             let wants = AttentionWants { lse: false, summary: None };
             let z = attention(&input, &options, &wants).unwrap().z;
             x = (x + out.forward(&z.reshape((1, t, 576)).unwrap()).unwrap()).unwrap();

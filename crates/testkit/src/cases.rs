@@ -71,6 +71,8 @@ pub struct Attention {
     pub offsets: &'static [usize],
     /// Sliding window.
     pub window: Option<usize>,
+    /// Bound of the scores.
+    pub soft_cap: Option<f64>,
     /// What the queries are multiplied with: large ones make one key win.
     pub sharpness: f32,
     /// Whether it is also measured.
@@ -85,15 +87,20 @@ const PLAIN: Attention = Attention {
     lengths: &[5],
     offsets: &[0],
     window: None,
+    soft_cap: None,
     sharpness: 1.0,
     bench: false,
 };
+
+const GROUPED: Attention = Attention { heads: 6, kv_heads: 2, ..PLAIN };
+
+const CAPPED: Attention = Attention { soft_cap: Some(3.0), sharpness: 2.0, ..PLAIN };
 
 const SMALL_MODEL: Attention =
     Attention { heads: 9, kv_heads: 3, d_head: 64, d_value: 64, bench: true, ..PLAIN };
 
 /// Edges of lanes and tiles, ragged batches, caches, windows, grouped heads, odd
-/// widths, sharp heads; then a 135M-parameter model's layer.
+/// widths, sharp heads, capped scores; then a 135M-parameter model's layer.
 pub const ATTENTION: &[Attention] = &[
     PLAIN,
     Attention { lengths: &[1], ..PLAIN },
@@ -101,7 +108,7 @@ pub const ATTENTION: &[Attention] = &[
     Attention { lengths: &[0, 3], offsets: &[0, 0], ..PLAIN },
     Attention { lengths: &[31, 32, 33], offsets: &[0, 0, 0], ..PLAIN },
     Attention { lengths: &[167, 168, 169], offsets: &[0, 0, 0], heads: 1, kv_heads: 1, ..PLAIN },
-    Attention { lengths: &[40, 1, 7], offsets: &[0, 300, 5], heads: 6, kv_heads: 2, ..PLAIN },
+    Attention { lengths: &[40, 1, 7], offsets: &[0, 300, 5], ..GROUPED },
     Attention { lengths: &[1, 1, 1], offsets: &[0, 12, 335], heads: 4, kv_heads: 1, ..PLAIN },
     Attention { lengths: &[1], offsets: &[200], heads: 70, kv_heads: 2, ..PLAIN },
     Attention { lengths: &[70], d_head: 33, d_value: 31, heads: 3, kv_heads: 1, ..PLAIN },
@@ -112,7 +119,12 @@ pub const ATTENTION: &[Attention] = &[
     Attention { lengths: &[300], sharpness: 30.0, ..PLAIN },
     Attention { lengths: &[200], sharpness: 300.0, ..PLAIN },
     Attention { lengths: &[1100], heads: 1, kv_heads: 1, ..PLAIN },
+    Attention { lengths: &[33, 170], offsets: &[0, 9], soft_cap: Some(0.5), ..PLAIN },
+    Attention { lengths: &[300], soft_cap: Some(50.0), sharpness: 20.0, ..PLAIN },
+    Attention { lengths: &[40, 1, 7], offsets: &[0, 300, 5], soft_cap: Some(2.0), ..GROUPED },
+    Attention { lengths: &[400, 3], offsets: &[0, 380], window: Some(64), ..CAPPED },
     Attention { lengths: &[512], ..SMALL_MODEL },
     Attention { lengths: &[2048], ..SMALL_MODEL },
+    Attention { lengths: &[2048], soft_cap: Some(50.0), ..SMALL_MODEL },
     Attention { lengths: &[1], offsets: &[2047], ..SMALL_MODEL },
 ];

@@ -232,10 +232,12 @@ impl Softmax {
         let last = tile.first + tile.p.len() - 1;
         let all_visible = last <= queries.lowest && tile.first >= heads.first_key(queries.highest);
         let mut top = self.top;
-        if all_visible {
-            mask::<false>(heads, queries, tile, &mut top);
-        } else {
-            mask::<true>(heads, queries, tile, &mut top);
+        let scale = heads.scale;
+        match (heads.soft_cap, all_visible) {
+            (None, true) => mask::<false>(heads, queries, tile, |x| x * scale, &mut top),
+            (None, false) => mask::<true>(heads, queries, tile, |x| x * scale, &mut top),
+            (Some(cap), true) => mask::<false>(heads, queries, tile, |x| cap.score(x), &mut top),
+            (Some(cap), false) => mask::<true>(heads, queries, tile, |x| cap.score(x), &mut top),
         }
         let old = self.base;
         let mut factor = Lanes::splat(0.0);
@@ -267,14 +269,21 @@ impl Softmax {
     }
 }
 
-/// Scales a tile of products, hides the keys that a query does not see, and raises the maxima.
+/// Turns a tile of products into scores, hides the keys that a query does not see, and
+/// raises the maxima.
 #[inline(always)]
-fn mask<const HIDE: bool>(heads: &Heads, queries: &Queries, tile: &mut Tile, top: &mut Lanes) {
-    let (pos, scale, window) = (queries.pos, heads.scale, heads.window);
+fn mask<const HIDE: bool>(
+    heads: &Heads,
+    queries: &Queries,
+    tile: &mut Tile,
+    score: impl Fn(f32) -> f32,
+    top: &mut Lanes,
+) {
+    let (pos, window) = (queries.pos, heads.window);
     let mut highest = top.0;
     for (key, p) in (tile.first as i32..).zip(tile.p.iter_mut()) {
         for lane in 0..WIDTH {
-            let mut score = p.0[lane] * scale;
+            let mut score = score(p.0[lane]);
             if HIDE {
                 let back = pos[lane] - key;
                 score = if (back >= 0) & (back < window) { score } else { f32::NEG_INFINITY };

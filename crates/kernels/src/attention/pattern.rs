@@ -12,8 +12,8 @@ use crate::panels::{Lanes, Panels, WIDTH};
 use crate::product::{Left, Output, fill, pack_rows, packed_len, tile, tile_rows};
 use crate::{Error, Result, tensor};
 
-/// Scores of chosen heads, `s_uj = scale · q_u · k_j`, exactly `−∞` where query `u`
-/// does not see key `j`, and in rows beyond the valid length.
+/// Scores of chosen heads, `s_uj = scale · q_u · k_j`, capped where there is a soft cap;
+/// exactly `−∞` where query `u` does not see key `j`, and in rows beyond the valid length.
 ///
 /// # Shapes
 ///
@@ -162,8 +162,15 @@ impl WithSimd for PartAt<'_> {
                 let columns = panel * WIDTH..s.min((panel + 1) * WIDTH);
                 for (query, products) in (top..).zip(&products).take(rows) {
                     let to = &mut matrix_row(query)[columns.clone()];
-                    for (score, product) in to.iter_mut().zip(&products.0) {
-                        *score = product * heads.scale;
+                    match heads.soft_cap {
+                        None => to
+                            .iter_mut()
+                            .zip(&products.0)
+                            .for_each(|(score, product)| *score = product * heads.scale),
+                        Some(cap) => to
+                            .iter_mut()
+                            .zip(&products.0)
+                            .for_each(|(score, &product)| *score = cap.score(product)),
                     }
                 }
             }

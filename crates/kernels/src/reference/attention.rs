@@ -19,6 +19,8 @@ pub struct AttentionCase<'a> {
     pub scale: f64,
     /// Number of keys that a query sees.
     pub window: Option<usize>,
+    /// Bound `c` of the scores, `c · tanh(scale · q · k / c)`.
+    pub soft_cap: Option<f64>,
     /// The statistics' parameters.
     pub summary: SummaryOptions,
 }
@@ -61,7 +63,10 @@ pub fn attention(case: &AttentionCase) -> AttentionValues {
                     let k = &case.k[((b * s + j) * h_kv + kv) * d..][..d];
                     let dot: f64 =
                         q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
-                    *score = dot * case.scale;
+                    *score = match case.soft_cap {
+                        None => dot * case.scale,
+                        Some(cap) => cap * (dot * case.scale / cap).tanh(),
+                    };
                 }
                 let max = scores.iter().fold(f64::NEG_INFINITY, |max, &score| max.max(score));
                 let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();

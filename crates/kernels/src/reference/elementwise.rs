@@ -7,6 +7,16 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {
     x.iter().zip(weight).map(|(&x, &w)| f64::from(w) * (f64::from(x) * scale)).collect()
 }
 
+/// `(x_i − μ) / √(σ² + ε) · w_i + b_i`.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f64) -> Vec<f64> {
+    let n = x.len() as f64;
+    let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+    let scale = 1.0 / (variance + eps).sqrt();
+    let y = |i: usize| f64::from(weight[i]) * ((f64::from(x[i]) - mean) * scale);
+    (0..x.len()).map(|i| y(i) + bias.map_or(0.0, |bias| f64::from(bias[i]))).collect()
+}
+
 /// The activation function at `x`.
 pub fn activation(f: ActivationFunction, x: f64) -> f64 {
     match f {

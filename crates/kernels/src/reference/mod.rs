@@ -11,7 +11,7 @@ mod signal;
 
 pub use attention::{AttentionCase, AttentionValues, attention};
 pub use eigh::eigh;
-pub use elementwise::{activation, rms_norm, rotary};
+pub use elementwise::{activation, layer_norm, rms_norm, rotary};
 pub use graph::{laplacian, symmetric_weights};
 pub use linear::linear;
 pub use moe::moe_token;

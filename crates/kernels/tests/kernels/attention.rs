@@ -55,7 +55,7 @@ impl Batch {
 
     fn options(&self) -> AttentionOptions {
         let scale = (self.case.d_head as f64).powf(-0.5);
-        AttentionOptions { scale, window: self.case.window }
+        AttentionOptions { scale, window: self.case.window, soft_cap: self.case.soft_cap }
     }
 
     fn attend(&self, wants: &AttentionWants) -> AttentionOutput {
@@ -88,6 +88,7 @@ fn attention_is_the_reference() {
             offsets: case.offsets,
             scale: f64::from(batch.options().scale as f32),
             window: case.window,
+            soft_cap: case.soft_cap,
             summary: SUMMARY,
         });
         let largest =
@@ -279,11 +280,35 @@ fn scores_are_those_inside() {
 }
 
 #[test]
+fn a_wide_cap_changes_little_and_a_narrow_one_levels() {
+    let capped = |soft_cap| batch(Attention { lengths: &[60], soft_cap, ..ATTENTION[0] });
+    let scores = |soft_cap| {
+        let batch = capped(soft_cap);
+        flat(&attention_scores(&batch.input(), &batch.options(), &[0, 1]).unwrap())
+    };
+    let free = scores(None);
+    for (wide, free) in scores(Some(1e6)).iter().zip(&free) {
+        assert!(wide == free || (wide - free).abs() <= 1e-6 * free.abs(), "{wide} {free}");
+    }
+    // c tanh(s/c) keeps the sign and stays within the cap and the score.
+    for (narrow, free) in scores(Some(0.25)).iter().zip(&free).filter(|(_, s)| s.is_finite()) {
+        assert!(narrow * free >= 0.0 && narrow.abs() <= 0.25f32.min(free.abs() * 1.000_001));
+    }
+    // So narrow that all visible keys weigh the same.
+    let batch = capped(Some(1e-7));
+    let pattern = attention_pattern(&batch.input(), &batch.options(), &[0]).unwrap();
+    for (query, row) in flat(&pattern).chunks_exact(batch.s).enumerate().take(60) {
+        let share = 1.0 / (query + 1) as f32;
+        assert!(row[..=query].iter().all(|a| (a - share).abs() <= 1e-6));
+    }
+}
+
+#[test]
 fn underflow_keeps_its_logarithm() {
     let q = Tensor::new(&[[[[1f32]], [[1.0]]]], &Device::Cpu).unwrap();
     let k = Tensor::new(&[[[[500f32]], [[0.0]]]], &Device::Cpu).unwrap();
     let input = AttentionInput { q: &q, k: &k, v: &k, lengths: &[2], offsets: &[0] };
-    let options = AttentionOptions { scale: 1.0, window: None };
+    let options = AttentionOptions { scale: 1.0, window: None, soft_cap: None };
     let summary = flat(&attention(&input, &options, &ALL).unwrap().summary.unwrap());
     let second = &summary[Statistic::COUNT..];
     assert_eq!(second[Statistic::Diagonal.index()], 0.0);
@@ -301,7 +326,7 @@ fn nan_does_not_panic_and_stays_in_its_row() {
     values[5] = f32::NAN;
     values[33] = f32::INFINITY;
     let bad = Tensor::from_vec(values, q.dims(), &Device::Cpu).unwrap();
-    let options = AttentionOptions { scale: 0.3, window: None };
+    let options = AttentionOptions { scale: 0.3, window: None, soft_cap: None };
     let run = |q: &Tensor, k: &Tensor| {
         let input = AttentionInput { q, k, v: &v, lengths: &[40, 40], offsets: &[0, 0] };
         attention_pattern(&input, &options, &[0, 1]).unwrap();
@@ -322,7 +347,7 @@ fn empty_axes_give_empty_results() {
         let (q, k, v) = (zeros(&[b, t, h, d]), zeros(&[b, t, h, d]), zeros(&[b, t, h, dv]));
         let (lengths, offsets) = (vec![t; b], vec![0; b]);
         let input = AttentionInput { q: &q, k: &k, v: &v, lengths: &lengths, offsets: &offsets };
-        let options = AttentionOptions { scale: 1.0, window: None };
+        let options = AttentionOptions { scale: 1.0, window: None, soft_cap: None };
         let output = attention(&input, &options, &ALL).unwrap();
         assert_eq!(output.z.dims(), [b, t, h, dv]);
         assert_eq!(output.summary.unwrap().dims(), [b, h, t, Statistic::COUNT]);
@@ -342,7 +367,8 @@ fn bad_arguments_are_typed_errors() {
     let wide = data.tensor(&[1, 5, 2, 9]);
     let run = |q: &Tensor, k: &Tensor, v: &Tensor, length: usize, offset: usize, window| {
         let input = AttentionInput { q, k, v, lengths: &[length], offsets: &[offset] };
-        attention(&input, &AttentionOptions { scale: 1.0, window }, &NOTHING).map(|_| ())
+        let options = AttentionOptions { scale: 1.0, window, soft_cap: None };
+        attention(&input, &options, &NOTHING).map(|_| ())
     };
     assert!(run(&q, &k, &wide, 3, 2, None).is_ok());
     assert!(matches!(run(&q, &wide, &k, 3, 2, None), Err(Error::Shape { what: "k", .. })));
@@ -357,8 +383,16 @@ fn bad_arguments_are_typed_errors() {
         run(&turned, &k, &k, 3, 2, None),
         Err(Error::NonContiguous { what: "q", .. })
     ));
+    let input = AttentionInput { q: &q, k: &k, v: &k, lengths: &[3], offsets: &[2] };
+    for cap in [0.0, -50.0, f64::NAN, f64::INFINITY, 1e39, 1e-60] {
+        let options = AttentionOptions { scale: 1.0, window: None, soft_cap: Some(cap) };
+        let refused = |error| matches!(error, Error::Range { what: "soft cap", .. });
+        assert!(refused(attention(&input, &options, &NOTHING).unwrap_err()), "{cap}");
+        assert!(refused(attention_scores(&input, &options, &[0]).unwrap_err()), "{cap}");
+        assert!(refused(attention_pattern(&input, &options, &[0]).unwrap_err()), "{cap}");
+    }
     let input = AttentionInput { q: &q, k: &k, v: &k, lengths: &[3, 3], offsets: &[0] };
-    let options = AttentionOptions { scale: 1.0, window: None };
+    let options = AttentionOptions { scale: 1.0, window: None, soft_cap: None };
     let result = attention(&input, &options, &NOTHING);
     assert!(matches!(result, Err(Error::Shape { what: "lengths", .. })));
 }

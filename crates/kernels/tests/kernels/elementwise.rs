@@ -1,7 +1,7 @@
 use candle_core::{Device, Tensor};
 use kernels::Error;
 use kernels::activation::{ActivationFunction, activate, gated};
-use kernels::norm::rms_norm;
+use kernels::norm::{layer_norm, rms_norm};
 use kernels::reference;
 use kernels::rotary::{RotaryTables, rotary};
 use testkit::{Data, Tolerance, assert_close, assert_tensor_bits, assert_tensor_close, guarded};
@@ -69,10 +69,93 @@ fn gated_halves_of_one_tensor() {
     assert!(matches!(result, Err(Error::Shape { what: "up", .. })));
 }
 
+/// Widths and numbers of rows of the norms' cases.
+const NORM_WIDTHS: [usize; 10] = [1, 2, 15, 16, 17, 31, 32, 33, 576, 65_537];
+const NORM_ROWS: [usize; 4] = [0, 1, 3, 40];
+
+#[test]
+fn layer_norm_is_the_reference() {
+    for d in NORM_WIDTHS {
+        for n in NORM_ROWS {
+            // Far from 0 the spread is a millionth of the values.
+            for offset in [0f32, -3e3, 1e6] {
+                let mut data = Data::new(d as u64);
+                let mut x = data.skewed(n * d);
+                x.iter_mut().for_each(|x| *x += offset);
+                let x = Tensor::from_vec(x, (n, d), &Device::Cpu).unwrap();
+                let (weight, bias) = (data.tensor(&[d]), data.tensor(&[d]));
+                let (w, b): (Vec<f32>, Vec<f32>) =
+                    (weight.to_vec1().unwrap(), bias.to_vec1().unwrap());
+                for biased in [false, true] {
+                    let expected: Vec<f64> = (0..n)
+                        .flat_map(|i| {
+                            let row: Vec<f32> = x.get(i).unwrap().to_vec1().unwrap();
+                            reference::layer_norm(&row, &w, biased.then_some(&b), 1e-5)
+                        })
+                        .collect();
+                    let bias = biased.then(|| guarded(&bias));
+                    let y = layer_norm(&guarded(&x), &guarded(&weight), bias.as_ref(), 1e-5);
+                    let y = y.unwrap();
+                    let tolerance = Tolerance {
+                        absolute: if biased { 1e-6 } else { 1e-12 },
+                        relative: 3e-7,
+                        of_max: 0.0,
+                        reason: "three f32 roundings; against the bias the product may cancel",
+                    };
+                    let what = format!("{n} × {d} at {offset}, bias: {biased}");
+                    assert_tensor_close(&what, &y, &[n, d], &expected, tolerance);
+                    for i in 0..n {
+                        let row = x.narrow(0, i, 1).unwrap();
+                        let alone = layer_norm(&row, &weight, bias.as_ref(), 1e-5).unwrap();
+                        assert_tensor_bits("alone", &alone, &y.narrow(0, i, 1).unwrap());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm_at_the_edges() {
+    let mut data = Data::new(1);
+    let (x, short) = (data.tensor(&[2, 3]), data.tensor(&[2]));
+    let (weight, bias) = (data.tensor(&[3]), data.tensor(&[3]));
+    let result = layer_norm(&x, &short, Some(&bias), 1e-5);
+    assert!(matches!(result, Err(Error::Shape { what: "weight", .. })));
+    let result = layer_norm(&x, &weight, Some(&short), 1e-5);
+    assert!(matches!(result, Err(Error::Shape { what: "bias", .. })));
+    let scalar = Tensor::new(1f32, &Device::Cpu).unwrap();
+    assert!(matches!(layer_norm(&scalar, &weight, None, 1e-5), Err(Error::Shape { .. })));
+    // Equal numbers have no spread: what remains is the bias.
+    let equal = Tensor::full(3e4f32, (2, 3), &Device::Cpu).unwrap();
+    let y = layer_norm(&equal, &weight, Some(&bias), 1e-5).unwrap();
+    assert_tensor_bits("equal", &y, &bias.broadcast_as((2, 3)).unwrap().contiguous().unwrap());
+}
+
+#[test]
+fn norms_of_heads_in_a_fused_projection() {
+    // Queries, keys and values side by side: heads are rows at nested strides.
+    let mut data = Data::new(2);
+    let fused = guarded(&data.tensor(&[2, 5, 7, 33]));
+    let (weight, bias) = (data.tensor(&[33]), data.tensor(&[33]));
+    for (first, heads) in [(0, 4), (4, 2), (6, 1)] {
+        let view = fused.narrow(2, first, heads).unwrap();
+        let copy = view.contiguous().unwrap();
+        let rms = |x: &Tensor| rms_norm(x, &weight, 1e-5).unwrap();
+        assert_tensor_bits("rms", &rms(&view), &rms(&copy));
+        let layer = |x: &Tensor| layer_norm(x, &weight, Some(&bias), 1e-5).unwrap();
+        assert_tensor_bits("layer", &layer(&view), &layer(&copy));
+        // Heads before positions.
+        let turned = view.transpose(1, 2).unwrap();
+        let expected = rms(&copy).transpose(1, 2).unwrap();
+        assert_tensor_bits("turned", &rms(&turned), &expected);
+    }
+}
+
 #[test]
 fn rms_norm_is_the_reference() {
-    for d in [1, 2, 15, 16, 17, 31, 32, 33, 576, 65_537] {
-        for n in [0, 1, 3, 40] {
+    for d in NORM_WIDTHS {
+        for n in NORM_ROWS {
             let mut data = Data::new(d as u64);
             let x = Tensor::from_vec(data.skewed(n * d), (n, d), &Device::Cpu).unwrap();
             let weight = data.tensor(&[d]);
