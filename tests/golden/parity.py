@@ -431,7 +431,7 @@ def build(name):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         used = golden.seed * 1000 + attempt
-        (part / "config.json").write_text(json.dumps(golden.config, indent=2) + "\n")
+        (part / "config.json").write_text(json.dumps(golden.config | golden.instead, indent=2) + "\n")
         config = AutoConfig.from_pretrained(part)
         weights = random_weights(family, config, used)
         own_dtype = config.get_text_config().dtype or torch.float32
@@ -464,6 +464,7 @@ def build(name):
     }
     if golden.config["model_type"] == "mixtral":
         record_["smallest_router_margin"] = margin
+    (part / "config.json").write_text(json.dumps(golden.config, indent=2) + "\n")
     (part / "expected.json").write_text(json.dumps(record_) + "\n")
     for file in part.iterdir():
         file.chmod(0o644)
