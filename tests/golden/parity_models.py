@@ -506,4 +506,25 @@ MODELS = {
         "n_layer": 2, "n_head": 3, "n_inner": 38, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "torch_dtype": "float16",
     }, [7, 1, 2, 12], "weights in float16; in float16 the softmax too is computed in float16"),
+    "gemma-d": Golden(94, {
+        "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_size": 34, "intermediate_size": 38,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99,
+        "rms_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 64,
+        "tie_word_embeddings": True, "rope_theta": 10000.0, "torch_dtype": "float32",
+    }, [6, 1, 2, 13], "what a GGUF file of Gemma can say: tied, no bias, base 1e4"),
+    "gemma2-d": Golden(104, {
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_size": 28, "intermediate_size": 34,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "vocab_size": 99,
+        "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 64,
+        "tie_word_embeddings": True, "query_pre_attn_scalar": 6, "sliding_window": 5, "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 7.0, "rope_theta": 10000.0, "torch_dtype": "float32",
+    }, [7, 1, 2, 11], "what a GGUF file of Gemma 2 can say: query_pre_attn_scalar is head_dim, windows of 5 in layers 0 "
+                      "and 2, tied, no bias, base 1e4"),
+    "gemma3-d": Golden(116, {
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 18,
+        "intermediate_size": 22, "num_hidden_layers": 7, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 8, "vocab_size": 99, "query_pre_attn_scalar": 8, "sliding_window": 4,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "torch_dtype": "float32",
+    }, [5, 1, 2, 8], "what a GGUF file of Gemma 3 can say: query_pre_attn_scalar is head_dim, layer 5 is the global one, "
+                     "bases 1e6 and 1e4, linear scaling of the global one"),
 }
