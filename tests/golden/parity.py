@@ -460,7 +460,8 @@ def build(name):
         "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
                      "safetensors": safetensors.__version__, "numpy": np.__version__},
         "notes": f"{golden.note}; {how}, each prompt alone, no batch axis; "
-                 f"scores are -inf above the diagonal{windowed}; k and v have the key-value heads; expert indices are u32",
+                 f"scores are -inf above the diagonal{windowed}; k and v have the key-value heads; "
+                 "expert indices are u32",
     }
     if golden.config["model_type"] == "mixtral":
         record_["smallest_router_margin"] = margin

@@ -8,8 +8,8 @@ which layers have the window). The tokenizers are made up.
 The container is written here, after the GGUF specification (version 3, little-endian).
 
     pip install torch transformers safetensors numpy
-    python3 gguf.py             # all files
-    python3 gguf.py llama-a     # one
+    python3 gguf_files.py            # all files
+    python3 gguf_files.py llama-a    # one
 """
 
 import struct
@@ -61,10 +61,6 @@ OUTER = {
 
 
 # Values of keys, by their GGUF type.
-def u8(x):
-    return 0, struct.pack("<B", x)
-
-
 def u16(x):
     return 2, struct.pack("<H", x)
 
@@ -123,7 +119,8 @@ def spm_tokenizer(n, last=None):
         tokens[-1], types[-1] = last, 3
     return {
         "tokenizer.ggml.model": text("llama"), "tokenizer.ggml.pre": text("default"),
-        "tokenizer.ggml.tokens": array(text, tokens), "tokenizer.ggml.scores": array(f32, [-float(i) for i in range(n)]),
+        "tokenizer.ggml.tokens": array(text, tokens),
+        "tokenizer.ggml.scores": array(f32, [-float(i) for i in range(n)]),
         "tokenizer.ggml.token_type": array(i32, types), "tokenizer.ggml.bos_token_id": u32(1),
         "tokenizer.ggml.eos_token_id": u32(2), "tokenizer.ggml.unknown_token_id": u32(0),
         "tokenizer.ggml.add_bos_token": boolean(True), "tokenizer.ggml.add_eos_token": boolean(False),
@@ -194,7 +191,8 @@ def gemma_keys(config):
 
 def gemma2_keys(config):
     assert config.query_pre_attn_scalar == config.head_dim
-    assert config.layer_types == [("sliding_attention", "full_attention")[l % 2] for l in range(len(config.layer_types))]
+    assert config.layer_types == [
+        ("sliding_attention", "full_attention")[l % 2] for l in range(len(config.layer_types))]
     return gemma_keys(config) | {
         "attn_logit_softcapping": f32(config.attn_logit_softcapping),
         "final_logit_softcapping": f32(config.final_logit_softcapping),
