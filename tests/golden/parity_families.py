@@ -116,7 +116,8 @@ LLAMA = Family(TWO_NORMS + ATTENTION + GATED_MLP)
 GEMMA = replace(LLAMA, embed_std=0.4, norm_offset=1.0, embed_scale=lambda config: config.hidden_size**0.5)
 # Larger queries and keys, so that soft caps far above the usual score still show.
 GEMMA2 = replace(
-    GEMMA, weights=FOUR_NORMS + (("self_attn.q_proj", 0.5), ("self_attn.k_proj", 0.5)) + ATTENTION[2:] + GATED_MLP, ln2="pre_feedforward_layernorm",
+    GEMMA, weights=FOUR_NORMS + (("self_attn.q_proj", 0.5), ("self_attn.k_proj", 0.5)) + ATTENTION[2:] + GATED_MLP,
+    ln2="pre_feedforward_layernorm",
     post_norms=("post_attention_layernorm", "post_feedforward_layernorm"), act="hidden_activation",
     score_scale=lambda config, d_head, layer: config.query_pre_attn_scalar**-0.5,
     score_cap=lambda config: config.attn_logit_softcapping,

@@ -158,7 +158,8 @@ MODELS = {
     "mistral-c": Golden(33, {
         "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 40, "intermediate_size": 34,
         "num_hidden_layers": 1, "num_attention_heads": 8, "head_dim": 6, "vocab_size": 99,
-    }, [9, 1, 2, 13], "left out: key-value heads (8), eps (1e-6), window (4096), rope_theta (1e4), activation, tie, dtype"),
+    }, [9, 1, 2, 13], "left out: key-value heads (8), eps (1e-6), window (4096), rope_theta (1e4), activation, tie, "
+                      "dtype"),
     "qwen2-a": Golden(41, {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 30, "intermediate_size": 34,
         "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 1, "vocab_size": 99,
@@ -203,7 +204,8 @@ MODELS = {
         "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 64, "tie_word_embeddings": True,
         "attention_bias": True, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0,
         "rope_theta": 1000000.0, "rope_scaling": None, "torch_dtype": "float32",
-    }, [7, 1, 2, 15], "a window of 4 in every layer (max_window_layers 0); attention bias; tied embeddings; rope_theta"),
+    }, [7, 1, 2, 15], "a window of 4 in every layer (max_window_layers 0); attention bias; tied embeddings; "
+                      "rope_theta"),
     "qwen3-c": Golden(53, {
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 18, "intermediate_size": 30,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 99,
@@ -228,8 +230,8 @@ MODELS = {
     "granite-c": Golden(63, {
         "architectures": ["GraniteForCausalLM"], "model_type": "granite", "hidden_size": 36, "intermediate_size": 38,
         "num_hidden_layers": 2, "num_attention_heads": 6, "vocab_size": 99, "residual_multiplier": 0.7,
-    }, [7, 1, 2, 12], "left out: key-value heads (as many as heads), attention_multiplier (1, not 1 / sqrt(d_head)) and "
-                      "two other multipliers, eps (1e-6), rope_theta (1e4), activation, tie, dtype"),
+    }, [7, 1, 2, 12], "left out: key-value heads (as many as heads), attention_multiplier (1, not 1 / sqrt(d_head)) "
+                      "and two other multipliers, eps (1e-6), rope_theta (1e4), activation, tie, dtype"),
     "smollm3-a": Golden(71, {
         "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "hidden_size": 24, "intermediate_size": 30,
         "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 99,
@@ -268,11 +270,11 @@ MODELS = {
         "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 64,
         "original_max_position_embeddings": 9, "tie_word_embeddings": False, "sliding_window": 40,
         "rope_theta": 10000.0, "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
-        "rope_scaling": {"type": "su"} | SU_FACTORS,
-        "torch_dtype": "float32",
+        "rope_scaling": {"type": "su"} | SU_FACTORS, "torch_dtype": "float32",
     }, [5, 1, 9, 12], "longrope under its older name su; the third prompt is as long as the original length, the "
                        "fourth longer: it has the long factors at every position; transformers itself refuses this "
-                       "configuration (it looks for the original length within rope_scaling): recorded with the type longrope",
+                       "configuration (it looks for the original length within rope_scaling): recorded with the "
+                       "type longrope",
        instead={"rope_scaling": {"type": "longrope"} | SU_FACTORS}),
     "phi3-c": Golden(83, {
         "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 36, "intermediate_size": 28,
@@ -291,8 +293,8 @@ MODELS = {
         "max_position_embeddings": 96, "original_max_position_embeddings": 11,
         "rope_scaling": {"type": "longrope", "attention_factor": 1.3, "short_factor": [1, 1.5, 2],
                          "long_factor": [2, 3.5, 6]},
-    }, [6, 1, 2, 12], "longrope with its attention factor given; left out: key-value heads (as many as heads), eps (1e-5), "
-                      "rope_theta (1e4), activation, window, tie, dtype"),
+    }, [6, 1, 2, 12], "longrope with its attention factor given; left out: key-value heads (as many as heads), eps "
+                      "(1e-5), rope_theta (1e4), activation, window, tie, dtype"),
     "gemma-a": Golden(91, {
         "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_size": 34, "intermediate_size": 44,
         "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "vocab_size": 99,
@@ -412,7 +414,8 @@ MODELS = {
     "olmo2-c": Golden(123, {
         "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "hidden_size": 36, "intermediate_size": 30,
         "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 99,
-    }, [7, 1, 2, 14], "left out: key-value heads (as many as heads), eps (1e-5), rope_theta (1e4), activation, tie, dtype"),
+    }, [7, 1, 2, 14], "left out: key-value heads (as many as heads), eps (1e-5), rope_theta (1e4), activation, tie, "
+                      "dtype"),
     "gpt2-a": Golden(131, {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 99, "n_positions": 25, "n_embd": 36,
         "n_layer": 2, "n_head": 3, "n_inner": 50, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
@@ -429,8 +432,8 @@ MODELS = {
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 99, "n_positions": 25, "n_embd": 26,
         "n_layer": 2, "n_head": 2, "n_inner": None, "activation_function": "gelu", "layer_norm_epsilon": 1e-6,
         "tie_word_embeddings": False, "scale_attn_weights": False, "torch_dtype": "float32",
-    }, [5, 1, 2, 12], "a head of its own; the error-function GELU; scores not divided by sqrt(d_head); masks in the file "
-                      "(attn.bias) under transformer.; two shards", shards=2, layout=gpt2_with_masks),
+    }, [5, 1, 2, 12], "a head of its own; the error-function GELU; scores not divided by sqrt(d_head); masks in the "
+                      "file (attn.bias) under transformer.; two shards", shards=2, layout=gpt2_with_masks),
     "gpt_neox-a": Golden(141, {
         "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_size": 36, "intermediate_size": 42,
         "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 99, "hidden_act": "gelu",
@@ -450,8 +453,8 @@ MODELS = {
     "gpt_neox-c": Golden(143, {
         "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_size": 32, "intermediate_size": 30,
         "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99,
-    }, [7, 1, 2, 14], "left out: use_parallel_residual (true), rotary_pct (0.25), rotary_emb_base (1e4), attention_bias "
-                      "(true), activation (gelu), epsilon (1e-5), tie (false), dtype"),
+    }, [7, 1, 2, 14], "left out: use_parallel_residual (true), rotary_pct (0.25), rotary_emb_base (1e4), "
+                      "attention_bias (true), activation (gelu), epsilon (1e-5), tie (false), dtype"),
     "gpt_neox-d": Golden(144, {
         "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_size": 36, "intermediate_size": 30,
         "num_hidden_layers": 2, "num_attention_heads": 6, "vocab_size": 99, "hidden_act": "gelu_fast",
@@ -506,4 +509,25 @@ MODELS = {
         "n_layer": 2, "n_head": 3, "n_inner": 38, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "torch_dtype": "float16",
     }, [7, 1, 2, 12], "weights in float16; in float16 the softmax too is computed in float16"),
+    "gemma-d": Golden(94, {
+        "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_size": 34, "intermediate_size": 38,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99,
+        "rms_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 64,
+        "tie_word_embeddings": True, "rope_theta": 10000.0, "torch_dtype": "float32",
+    }, [6, 1, 2, 13], "what a GGUF file of Gemma can say: tied, no bias, base 1e4"),
+    "gemma2-d": Golden(104, {
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_size": 28, "intermediate_size": 34,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "vocab_size": 99,
+        "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 64,
+        "tie_word_embeddings": True, "query_pre_attn_scalar": 6, "sliding_window": 5, "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 7.0, "rope_theta": 10000.0, "torch_dtype": "float32",
+    }, [7, 1, 2, 11], "what a GGUF file of Gemma 2 can say: query_pre_attn_scalar is head_dim, windows of 5 in layers 0 "
+                      "and 2, tied, no bias, base 1e4"),
+    "gemma3-d": Golden(116, {
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 18,
+        "intermediate_size": 22, "num_hidden_layers": 7, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 8, "vocab_size": 99, "query_pre_attn_scalar": 8, "sliding_window": 4,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "torch_dtype": "float32",
+    }, [5, 1, 2, 8], "what a GGUF file of Gemma 3 can say: query_pre_attn_scalar is head_dim, layer 5 is the global one, "
+                     "bases 1e6 and 1e4, linear scaling of the global one"),
 }
