@@ -544,4 +544,38 @@ pub enum GgufFault {
         /// The tensor that begins within it.
         second: String,
     },
+    /// A later file of a model in several.
+    #[error("this is file {number} of {count} of one model; name the first of them")]
+    SplitNotFirst {
+        /// The file's number, from 1.
+        number: usize,
+        /// Files of the model.
+        count: usize,
+    },
+    /// The first file of a model in several, under a name that does not lead to the others.
+    #[error(
+        "this is the first of the {count} files of one model, whose names must end alike: rename it to {expected}"
+    )]
+    SplitName {
+        /// Files of the model.
+        count: usize,
+        /// How its name must end.
+        expected: String,
+    },
+    /// A file that does not say it is the one that its name says.
+    #[error("this should be file {number} of {count} of one model, and does not say so")]
+    SplitOther {
+        /// The number that its name says, from 1.
+        number: usize,
+        /// Files of the model.
+        count: usize,
+    },
+    /// The files of a model hold another number of tensors than the first one says.
+    #[error("the files of this model hold {found} tensors, the first one says {expected}")]
+    SplitTensors {
+        /// Tensors that the first file says there are.
+        expected: usize,
+        /// Tensors in all files.
+        found: usize,
+    },
 }

@@ -53,7 +53,9 @@ impl Fingerprint {
 
     fn of_gguf(path: &Path) -> Result<Self> {
         let gguf = Gguf::open(path)?;
-        let header = hex(&Sha256::digest(gguf.header()));
+        let mut header = Sha256::new();
+        gguf.headers().for_each(|bytes| header.update(bytes));
+        let header = hex(&header.finalize());
         let mut weights = Sha256::new();
         for (name, info) in gguf.tensors() {
             add_tensor(&mut weights, name, info.format.name(), &info.shape, gguf.data(info));

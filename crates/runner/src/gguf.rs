@@ -78,14 +78,24 @@ pub(crate) struct TensorInfo {
     pub(crate) format: Format,
     /// Slowest axis first.
     pub(crate) shape: Vec<usize>,
-    /// Where its bytes lie in the file.
-    pub(crate) range: Range<usize>,
+    /// The file that it is in, of a model in several.
+    file: usize,
+    /// Where its bytes lie in that file.
+    range: Range<usize>,
 }
 
-/// An opened and checked GGUF file.
+/// An opened and checked GGUF file, or several that hold one model.
 #[derive(Debug)]
 pub(crate) struct Gguf {
     path: PathBuf,
+    /// The first file, whose metadata are the model's, and those that go on with it.
+    files: Vec<Opened>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// One opened and checked file.
+#[derive(Debug)]
+struct Opened {
     bytes: Bytes,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
@@ -93,74 +103,71 @@ pub(crate) struct Gguf {
     header: Range<usize>,
 }
 
+/// Keys of a model in several files: this file's number, their number, and the
+/// tensors of all together.
+mod split {
+    pub(super) const NO: &str = "split.no";
+    pub(super) const COUNT: &str = "split.count";
+    pub(super) const TENSORS: &str = "split.tensors.count";
+    /// Most files of one model.
+    pub(super) const MAX: usize = 1024;
+}
+
 impl Gguf {
-    /// Opens a file and checks its header.
+    /// Opens a file and checks its header; of a model in several files, the first one
+    /// names the others.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let bytes = Bytes::map(path)?;
-        let mut gguf = Self {
-            path: path.to_owned(),
-            bytes: bytes.clone(),
-            metadata: BTreeMap::new(),
-            tensors: BTreeMap::new(),
-            header: 0..0,
-        };
-        gguf.read(&bytes).map_err(|fault| Error::Gguf { path: path.to_owned(), fault })?;
+        let first = Opened::open(path, 0)?;
+        let mut gguf =
+            Self { path: path.to_owned(), tensors: first.tensors.clone(), files: vec![first] };
+        if gguf.has(split::COUNT) {
+            gguf.open_others()?;
+        }
         Ok(gguf)
     }
 
-    fn read(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        let mut cursor = Cursor { bytes, at: 0 };
-        if !bytes.starts_with(b"GGUF") {
-            return Err(Fault::Magic { found: bytes.iter().copied().take(4).collect() });
+    fn open_others(&mut self) -> Result<()> {
+        let count = self.count(split::COUNT, 1..=split::MAX)?;
+        let number = if self.has(split::NO) { self.count(split::NO, 0..=split::MAX)? } else { 0 };
+        let fault = |path: &Path, fault| Error::Gguf { path: path.to_owned(), fault };
+        if number != 0 {
+            return Err(fault(&self.path, Fault::SplitNotFirst { number: number + 1, count }));
         }
-        cursor.at = 4;
-        let version = cursor.u32("the version")?;
-        if !matches!(version, 2 | 3) {
-            return Err(Fault::Version { found: version });
-        }
-        // A description takes at least 24 bytes (name length, rank, type, offset), an entry 13.
-        let n_tensors = cursor.count("the tensor count", 24)?;
-        let n_entries = cursor.count("the metadata count", 13)?;
-        for _ in 0..n_entries {
-            let key = cursor.string("a metadata key")?.to_owned();
-            let value = cursor.value(&key)?;
-            if self.metadata.insert(key.clone(), value).is_some() {
-                return Err(Fault::Duplicate { name: key });
+        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let ending = |number: usize| format!("-{:05}-of-{count:05}.gguf", number + 1);
+        let stem = match name.strip_suffix(&ending(0)) {
+            Some(stem) => stem.to_owned(),
+            None if count == 1 => return Ok(()),
+            None => {
+                let expected = format!("NAME{}", ending(0));
+                return Err(fault(&self.path, Fault::SplitName { count, expected }));
             }
-        }
-        let alignment = match self.metadata.get("general.alignment") {
-            None => DEFAULT_ALIGNMENT,
-            Some(Value::Integer(value)) => u64::try_from(*value)
-                .ok()
-                .filter(|a| a.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(a))
-                .ok_or(Fault::Alignment { found: u64::try_from(*value).unwrap_or(0) })?,
-            Some(_) => return Err(Fault::Alignment { found: 0 }),
         };
-        let mut described = Vec::new();
-        for _ in 0..n_tensors {
-            described.push(cursor.tensor()?);
+        for number in 1..count {
+            let path = self.path.with_file_name(format!("{stem}{}", ending(number)));
+            let opened = Opened::open(&path, number)?;
+            let says = |key| match opened.metadata.get(key) {
+                Some(Value::Integer(value)) => usize::try_from(*value).ok(),
+                _ => None,
+            };
+            if says(split::NO) != Some(number) || says(split::COUNT) != Some(count) {
+                return Err(fault(&path, Fault::SplitOther { number: number + 1, count }));
+            }
+            for (name, tensor) in &opened.tensors {
+                if self.tensors.insert(name.clone(), tensor.clone()).is_some() {
+                    return Err(fault(&path, Fault::Duplicate { name: name.clone() }));
+                }
+            }
+            self.files.push(opened);
         }
-        let data = (cursor.at as u64).next_multiple_of(alignment);
-        self.header = 0..cursor.at;
-        for raw in described {
-            let name = raw.name.clone();
-            let info = raw.place(data, alignment, bytes.len())?;
-            if self.tensors.insert(name.clone(), info).is_some() {
-                return Err(Fault::Duplicate { name });
+        if self.has(split::TENSORS) {
+            let expected = self.count(split::TENSORS, 0..=usize::MAX)?;
+            if expected != self.tensors.len() {
+                let found = self.tensors.len();
+                return Err(fault(&self.path, Fault::SplitTensors { expected, found }));
             }
         }
-        self.check_overlaps()
-    }
-
-    fn check_overlaps(&self) -> Result<(), Fault> {
-        let mut order: Vec<_> = self.tensors.iter().collect();
-        order.sort_by_key(|(_, tensor)| tensor.range.start);
-        match order.windows(2).find(|pair| pair[1].1.range.start < pair[0].1.range.end) {
-            Some(pair) => {
-                Err(Fault::Overlap { first: pair[0].0.clone(), second: pair[1].0.clone() })
-            }
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -177,16 +184,20 @@ impl Gguf {
     }
 
     pub(crate) fn data(&self, tensor: &TensorInfo) -> &[u8] {
-        &self.bytes[tensor.range.clone()]
+        &self.files[tensor.file].bytes[tensor.range.clone()]
     }
 
-    /// Everything before the tensors' data.
-    pub(crate) fn header(&self) -> &[u8] {
-        &self.bytes[self.header.clone()]
+    /// Everything before the tensors' data, of each file.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &[u8]> {
+        self.files.iter().map(|file| &file.bytes[file.header.clone()])
+    }
+
+    fn metadata(&self, key: &str) -> Option<&Value> {
+        self.files.first()?.metadata.get(key)
     }
 
     pub(crate) fn has(&self, key: &str) -> bool {
-        self.metadata.contains_key(key)
+        self.metadata(key).is_some()
     }
 
     fn fail<T>(&self, fault: Fault) -> Result<T> {
@@ -202,7 +213,7 @@ impl Gguf {
     }
 
     fn value(&self, key: &str) -> Result<&Value> {
-        match self.metadata.get(key) {
+        match self.metadata(key) {
             Some(value) => Ok(value),
             None => self.fail(Fault::KeyMissing { key: key.to_owned() }),
         }
@@ -279,7 +290,7 @@ impl Gguf {
 
     /// A flag, with a value for when it is not there.
     pub(crate) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
-        match self.metadata.get(key) {
+        match self.metadata(key) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(other) => self.wrong(key, other, "true or false"),
@@ -292,7 +303,7 @@ impl Gguf {
         let Value::Array { element: value_type::STRING, count, range } = value else {
             return self.wrong(key, value, "an array of texts");
         };
-        let mut cursor = Cursor { bytes: &self.bytes[..range.end], at: range.start };
+        let mut cursor = Cursor { bytes: &self.files[0].bytes[..range.end], at: range.start };
         (0..*count)
             .map(|_| cursor.string(key))
             .collect::<Result<_, _>>()
@@ -309,7 +320,7 @@ impl Gguf {
         if !matches!(*element, U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64) {
             return self.wrong(key, value, "an array of whole numbers");
         }
-        let mut cursor = Cursor { bytes: &self.bytes[..range.end], at: range.start };
+        let mut cursor = Cursor { bytes: &self.files[0].bytes[..range.end], at: range.start };
         let mut numbers = Vec::with_capacity(*count);
         for _ in 0..*count {
             match cursor.scalar(*element, key) {
@@ -324,6 +335,72 @@ impl Gguf {
     }
 }
 
+impl Opened {
+    /// Opens a file and checks its header; `number` is its place among its model's.
+    fn open(path: &Path, number: usize) -> Result<Self> {
+        let bytes = Bytes::map(path)?;
+        Self::read(bytes, number).map_err(|fault| Error::Gguf { path: path.to_owned(), fault })
+    }
+
+    fn read(bytes: Bytes, number: usize) -> Result<Self, Fault> {
+        let mut cursor = Cursor { bytes: &bytes, at: 0 };
+        if !bytes.starts_with(b"GGUF") {
+            return Err(Fault::Magic { found: bytes.iter().copied().take(4).collect() });
+        }
+        cursor.at = 4;
+        let version = cursor.u32("the version")?;
+        if !matches!(version, 2 | 3) {
+            return Err(Fault::Version { found: version });
+        }
+        // A description takes at least 24 bytes (name length, rank, type, offset), an entry 13.
+        let n_tensors = cursor.count("the tensor count", 24)?;
+        let n_entries = cursor.count("the metadata count", 13)?;
+        let (mut metadata, mut tensors) = (BTreeMap::new(), BTreeMap::new());
+        for _ in 0..n_entries {
+            let key = cursor.string("a metadata key")?.to_owned();
+            let value = cursor.value(&key)?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(Fault::Duplicate { name: key });
+            }
+        }
+        let alignment = match metadata.get("general.alignment") {
+            None => DEFAULT_ALIGNMENT,
+            Some(Value::Integer(value)) => u64::try_from(*value)
+                .ok()
+                .filter(|a| a.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(a))
+                .ok_or(Fault::Alignment { found: u64::try_from(*value).unwrap_or(0) })?,
+            Some(_) => return Err(Fault::Alignment { found: 0 }),
+        };
+        let mut described = Vec::new();
+        for _ in 0..n_tensors {
+            described.push(cursor.tensor()?);
+        }
+        let data = (cursor.at as u64).next_multiple_of(alignment);
+        let header = 0..cursor.at;
+        for raw in described {
+            let name = raw.name.clone();
+            let info = raw.place(number, data, alignment, bytes.len())?;
+            if tensors.insert(name.clone(), info).is_some() {
+                return Err(Fault::Duplicate { name });
+            }
+        }
+        let opened = Self { bytes, metadata, tensors, header };
+        opened.check_overlaps()?;
+        Ok(opened)
+    }
+
+    fn check_overlaps(&self) -> Result<(), Fault> {
+        let mut order: Vec<_> = self.tensors.iter().collect();
+        order.sort_by_key(|(_, tensor)| tensor.range.start);
+        match order.windows(2).find(|pair| pair[1].1.range.start < pair[0].1.range.end) {
+            Some(pair) => {
+                Err(Fault::Overlap { first: pair[0].0.clone(), second: pair[1].0.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// A tensor's description before its place is checked.
 struct Described {
     name: String,
@@ -333,7 +410,13 @@ struct Described {
 }
 
 impl Described {
-    fn place(self, data: u64, alignment: u64, file: usize) -> Result<TensorInfo, Fault> {
+    fn place(
+        self,
+        number: usize,
+        data: u64,
+        alignment: u64,
+        bytes: usize,
+    ) -> Result<TensorInfo, Fault> {
         let Self { name, dims, format, offset } = self;
         let tensor = || name.clone();
         if dims.is_empty() || dims.len() > 4 || dims.contains(&0) {
@@ -356,18 +439,19 @@ impl Described {
             .and_then(|n| (n / format.block_len() as u64).checked_mul(format.block_bytes() as u64));
         let start = data.saturating_add(offset);
         let end = needed.and_then(|needed| start.checked_add(needed));
-        match end.filter(|&end| end <= file as u64) {
+        match end.filter(|&end| end <= bytes as u64) {
             Some(end) => Ok(TensorInfo {
                 format,
                 // Each fits, because their product does.
                 shape: dims.iter().rev().map(|&d| d as usize).collect(),
+                file: number,
                 range: start as usize..end as usize,
             }),
             None => Err(Fault::OutOfBounds {
                 tensor: tensor(),
                 start,
                 needed: needed.unwrap_or(u64::MAX),
-                bytes: file,
+                bytes,
             }),
         }
     }

@@ -45,6 +45,58 @@ fn golden_file(name: &str, dtype: GgmlDType) -> (Golden, common::gguf::File) {
     (golden, file)
 }
 
+/// Every file made by the conventions of llama.cpp's converter, and the golden model
+/// that it was made from.
+fn converted() -> Vec<(Golden, Source)> {
+    let folder = common::workspace("tests/golden/gguf");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let first = |path: &std::path::PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.ends_with(".gguf") && (!name.contains("-of-") || name.contains("-00001-of-"))
+    };
+    let golden = |path: std::path::PathBuf| {
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        let name = stem.split("-00001-of-").next().unwrap();
+        (Golden::load(name), Source::resolve(path.to_str().unwrap()).unwrap())
+    };
+    let converted: Vec<_> = files.into_iter().filter(first).map(golden).collect();
+    assert!(converted.len() >= 19, "GGUF files are missing");
+    converted
+}
+
+#[test]
+fn converted_files_agree_with_transformers_at_every_hook_point() {
+    let mut architectures = std::collections::BTreeSet::new();
+    for (golden, source) in converted() {
+        let model = Model::load(&source, &LoadOptions::default()).unwrap();
+        architectures.insert(model.info().family.clone());
+        for (&request, tokens) in &golden.prompts {
+            let mut cache = common::everything(&model);
+            model.run(&single(request, tokens), &mut cache).unwrap();
+            let mut n_points = 0;
+            for (key, expected) in &golden.expected {
+                let Some(name) = key.strip_prefix(&format!("{request}/")) else { continue };
+                let what = format!("{} {key}", source.path().display());
+                let got = values(&cache.get(request, name.parse().unwrap()).unwrap());
+                let expected = values(expected);
+                let finite = |x: &&f32| x.is_finite();
+                let scale = expected.iter().filter(finite).fold(0f32, |m, x| m.max(x.abs()));
+                assert_eq!(got.len(), expected.len(), "{what}");
+                for (got, expected) in got.into_iter().zip(expected) {
+                    let close = (got - expected).abs() <= 1e-4 * scale || got == expected;
+                    assert!(close, "{what}: {got} for {expected}");
+                }
+                n_points += 1;
+            }
+            assert!(n_points > 20, "{}", golden.name);
+        }
+    }
+    let expected =
+        ["gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mixtral", "phi3", "qwen2", "qwen3"];
+    assert!(architectures.iter().map(String::as_str).eq(expected), "{architectures:?}");
+}
+
 #[test]
 fn unquantized_files_give_the_golden_models_bits() {
     // llama-a: another head width, untied. llama-b: biases, tied.

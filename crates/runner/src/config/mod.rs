@@ -136,6 +136,15 @@ impl Config {
                 supported: "unquantized safetensors, and GGUF in Q4_0, Q4_1 and Q8_0",
             });
         }
+        // A model for text and images holds the configuration of its language model.
+        let (model_type, fields) = match COMPOSITES.iter().find(|(whole, _)| *whole == model_type) {
+            None => (model_type, fields),
+            Some((_, part)) => {
+                const KEY: &str = "text_config";
+                let inner = fields.object(KEY, "text_config.")?;
+                (*part, inner.ok_or_else(|| fields.missing(KEY))?)
+            }
+        };
         Self::read(model_type, &fields)?.ok_or_else(|| Error::UnknownModelType {
             path: path.to_owned(),
             found: model_type.chars().take(80).collect(),
@@ -154,6 +163,9 @@ impl Config {
         })
     }
 }
+
+/// Models of several parts whose language model can be loaded by itself.
+const COMPOSITES: &[(&str, &str)] = &[("gemma3", "gemma3_text")];
 
 /// The architectures of GGUF files that can be loaded.
 const GGUF_ARCHITECTURES: &[&str] =

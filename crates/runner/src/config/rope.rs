@@ -70,7 +70,9 @@ pub enum RopeScaling {
 pub struct Rope {
     /// Base of the geometric series of frequencies.
     pub theta: f64,
-    /// Elements of each head that are rotated, the first ones; an even number.
+    /// Elements of each head that are rotated, the first ones. Of an odd number, the
+    /// frequencies are as for that number, and one element more is rotated, to
+    /// complete the last pair.
     pub dims: usize,
     /// What is done to the frequencies.
     pub scaling: RopeScaling,
@@ -187,12 +189,10 @@ impl Rope {
         }
         // A share of a head's width, cut to a whole number.
         let dims = (sizes.head_dim as f64 * share) as usize;
-        if dims == 0 || !dims.is_multiple_of(2) {
+        if dims == 0 || 2 * dims.div_ceil(2) > sizes.head_dim {
             let found = Value::from(share);
-            let expected = format!(
-                "a share of head_dim, {}, that is an even number of at least 2, for rotary pairs",
-                sizes.head_dim
-            );
+            let expected =
+                format!("a share of head_dim, {}, that holds rotary pairs", sizes.head_dim);
             return Err(fields.wrong("partial_rotary_factor", &found, expected));
         }
         let scaling = match &inner {
@@ -202,7 +202,7 @@ impl Rope {
         Ok(Self { theta, dims, scaling })
     }
 
-    /// Frequencies in radians per position, `dims / 2` of them:
+    /// Frequencies in radians per position, `⌈dims / 2⌉` of them:
     /// `f_i = θ^(−2i/dims)`, then scaled.
     ///
     /// # References
@@ -213,7 +213,7 @@ impl Rope {
     /// between. YaRN: Peng et al., arXiv 2309.00071, section 3.2. LongRoPE: Ding et al.,
     /// arXiv 2402.13753, section 3.
     pub(crate) fn frequencies(&self) -> Frequencies {
-        let base: Vec<f64> = (0..self.dims / 2)
+        let base: Vec<f64> = (0..self.dims.div_ceil(2))
             .map(|i| self.theta.powf(-((2 * i) as f64) / self.dims as f64))
             .collect();
         let mut frequencies = Frequencies { usual: Vec::new(), long: None, attention_factor: 1.0 };
@@ -326,8 +326,8 @@ impl RopeScaling {
                     None => long_attention_factor(factor, original_context),
                 };
                 Self::Long {
-                    short_factor: inner.positives("short_factor", dims / 2)?,
-                    long_factor: inner.positives("long_factor", dims / 2)?,
+                    short_factor: inner.positives("short_factor", dims.div_ceil(2))?,
+                    long_factor: inner.positives("long_factor", dims.div_ceil(2))?,
                     original_context,
                     attention_factor,
                 }

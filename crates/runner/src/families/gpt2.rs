@@ -144,10 +144,7 @@ impl Family for Config {
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {
         let d_model = self.n_embd;
-        // The first releases were saved without the language model's prefix.
-        let bare = !weights.has("transformer.wte.weight") && weights.has("wte.weight");
-        let module =
-            |name: &str| if bare { name.to_owned() } else { format!("transformer.{name}") };
+        let module = |name: &str| format!("transformer.{name}");
         let norm = |name: &str| {
             let vector = |kind| weights.vector(&[(format!("{}.{kind}", module(name)), d_model)]);
             let eps = self.layer_norm_epsilon;

@@ -155,8 +155,9 @@ impl Family for Config {
             })
         };
         let tokens = Part::new("gpt_neox.embed_in".to_owned(), self.vocab_size);
+        let head = if weights.has("lm_head.weight") { "lm_head" } else { "embed_out" };
         let (table, unembedding) =
-            embedding(weights, tokens, "embed_out", d_model, self.tie_word_embeddings)?;
+            embedding(weights, tokens, head, d_model, self.tie_word_embeddings)?;
         Ok(Decoder {
             embedding: Embedding { table, multiplier: None, positions: None },
             blocks: (0..self.num_hidden_layers).map(block).collect::<Result<_>>()?,

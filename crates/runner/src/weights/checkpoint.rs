@@ -86,11 +86,27 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The name under which a tensor is stored: its own, that without the model's
+    /// prefix where the decoder was saved without its head, or that within a model
+    /// of several parts.
+    fn stored_name(&self, name: &str) -> Option<&str> {
+        let (prefix, rest) = name.split_once('.')?;
+        let others = [
+            rest.to_owned(),
+            format!("language_model.{name}"),
+            format!("{prefix}.language_model.{rest}"),
+        ];
+        std::iter::once(name)
+            .chain(others.iter().map(String::as_str))
+            .find_map(|name| Some(self.places.get_key_value(name)?.0.as_str()))
+    }
+
     fn find(&self, name: &str) -> Result<(&Path, &File, &Entry)> {
+        let stored = self.stored_name(name).unwrap_or(name);
         self.places
-            .get(name)
+            .get(stored)
             .map(|&place| &self.files[place])
-            .and_then(|(path, file)| Some((path.as_path(), file, file.entries.get(name)?)))
+            .and_then(|(path, file)| Some((path.as_path(), file, file.entries.get(stored)?)))
             .ok_or_else(|| Error::TensorMissing {
                 path: self.path.clone(),
                 tensor: name.to_owned(),
@@ -136,7 +152,7 @@ impl Checkpoint {
 
 impl Weights for Checkpoint {
     fn has(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+        self.stored_name(name).is_some()
     }
 
     fn vector(&self, parts: &[(String, usize)]) -> Result<Tensor> {
