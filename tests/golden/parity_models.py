@@ -477,7 +477,8 @@ MODELS = {
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.707,
                          "mscale_all_dim": 1.0, "truncate": False},
     }, [6, 1, 2, 15], "yarn with mscale, mscale_all_dim and without truncation, in rope_scaling; left out: betas, "
-                      "rope_theta (1e4), key-value heads (as many as heads), eps (1e-6), activation, biases, tie, dtype"),
+                      "rope_theta (1e4), key-value heads (as many as heads), eps (1e-6), activation, biases, tie, "
+                      "dtype"),
     "llama-h": Golden(18, {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 40, "intermediate_size": 30,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 99,
@@ -521,13 +522,13 @@ MODELS = {
         "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 64,
         "tie_word_embeddings": True, "query_pre_attn_scalar": 6, "sliding_window": 5, "attn_logit_softcapping": 4.0,
         "final_logit_softcapping": 7.0, "rope_theta": 10000.0, "torch_dtype": "float32",
-    }, [7, 1, 2, 11], "what a GGUF file of Gemma 2 can say: query_pre_attn_scalar is head_dim, windows of 5 in layers 0 "
-                      "and 2, tied, no bias, base 1e4"),
+    }, [7, 1, 2, 11], "what a GGUF file of Gemma 2 can say: query_pre_attn_scalar is head_dim, windows of 5 in layers "
+                      "0 and 2, tied, no bias, base 1e4"),
     "gemma3-d": Golden(116, {
         "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 18,
         "intermediate_size": 22, "num_hidden_layers": 7, "num_attention_heads": 2, "num_key_value_heads": 1,
         "head_dim": 8, "vocab_size": 99, "query_pre_attn_scalar": 8, "sliding_window": 4,
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "torch_dtype": "float32",
-    }, [5, 1, 2, 8], "what a GGUF file of Gemma 3 can say: query_pre_attn_scalar is head_dim, layer 5 is the global one, "
-                     "bases 1e6 and 1e4, linear scaling of the global one"),
+    }, [5, 1, 2, 8], "what a GGUF file of Gemma 3 can say: query_pre_attn_scalar is head_dim, layer 5 is the global "
+                     "one, bases 1e6 and 1e4, linear scaling of the global one"),
 }
