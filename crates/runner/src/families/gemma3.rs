@@ -28,9 +28,7 @@ pub struct Config {
     pub windows: Vec<Option<usize>>,
     /// Rotary position embedding of the layers with a window.
     pub local_rope: Rope,
-    /// `c` of the scores' cap `c tanh(s / c)`.
-    pub attn_logit_softcapping: Option<f64>,
-    /// `c` of the logits' cap.
+    /// `c` of the logits' cap `c tanh(x / c)`. There is none on scores, whatever a file says.
     pub final_logit_softcapping: Option<f64>,
 }
 
@@ -93,7 +91,6 @@ impl Family for Config {
             query_pre_attn_scalar: fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0),
             windows: windows(fields, trunk.num_hidden_layers, window, sight(pattern))?,
             local_rope: local.unwrap_or_else(|| trunk.rope.clone()),
-            attn_logit_softcapping: fields.positive("attn_logit_softcapping")?,
             final_logit_softcapping: fields.positive("final_logit_softcapping")?,
             trunk,
         })
@@ -113,7 +110,8 @@ impl Family for Config {
             62 => trunk.hidden_size / trunk.num_attention_heads,
             _ => trunk.head_dim,
         };
-        let cap = |key| if file.has(key) { file.positive(key).map(Some) } else { Ok(None) };
+        const CAP: &str = "final_logit_softcapping";
+        let cap = if file.has(CAP) { Some(file.positive(CAP)?) } else { None };
         Ok(Some(Self {
             intermediate_size: file.size("feed_forward_length", bound::WIDTH)?,
             attention_bias: file.has_tensor("blk.0.attn_q.bias"),
@@ -125,8 +123,7 @@ impl Family for Config {
                 scaling: RopeScaling::None,
                 ..trunk.rope.clone()
             },
-            attn_logit_softcapping: cap("attn_logit_softcapping")?,
-            final_logit_softcapping: cap("final_logit_softcapping")?,
+            final_logit_softcapping: cap,
             trunk,
         }))
     }
@@ -160,7 +157,6 @@ impl Family for Config {
                 norm: QueryKeyNorm::Heads { q: norm("q")?, k: norm("k")? },
                 scale: Some(1.0 / self.query_pre_attn_scalar.sqrt()),
                 window,
-                soft_cap: self.attn_logit_softcapping,
                 ..AttentionForm::plain(if window.is_some() { &local } else { &rotary })
             };
             let (first, second) = gemma2::branches(trunk, weights, layer)?;

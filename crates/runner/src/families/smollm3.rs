@@ -62,10 +62,10 @@ impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
         let trunk = Trunk::read(fields, &DEFAULTS)?;
         let rotary = read_rotary(fields, trunk.num_hidden_layers)?;
-        let windowed = fields.flag("use_sliding_window")?.unwrap_or(false);
-        let window = fields.size("sliding_window", bound::CONTEXT)?.filter(|_| windowed);
+        let window = fields.size("sliding_window", bound::CONTEXT)?;
+        let by_rule = fields.flag("use_sliding_window")?.unwrap_or(false) && window.is_some();
         let windows = windows(fields, trunk.num_hidden_layers, window, |layer| {
-            if window.is_some() && !rotary[layer] { Sight::Window } else { Sight::Full }
+            if by_rule && !rotary[layer] { Sight::Window } else { Sight::Full }
         })?;
         Ok(Self {
             trunk,

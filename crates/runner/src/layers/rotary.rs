@@ -34,7 +34,10 @@ impl Rotary {
 
     /// Rotates `[batch, pos, head, d_head]` by the positions of the batch.
     pub(crate) fn rotate(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let whole = |grown: &Grown| Ok(rotary(x, &*grown.tables(pass.end())?, &pass.offsets)?);
+        let whole = |grown: &Grown| {
+            let tables = grown.tables(pass.end())?;
+            Ok(rotary(x, &tables, &pass.offsets)?)
+        };
         let Some((above, long)) = &self.long else {
             return whole(&self.usual);
         };
@@ -50,7 +53,7 @@ impl Rotary {
         let tables = [self.usual.tables(pass.end())?, long.tables(pass.end())?];
         let rows = is_long.iter().enumerate().map(|(row, &is_long)| {
             let offset = &pass.offsets[row..row + 1];
-            Ok(rotary(&x.narrow(0, row, 1)?, &*tables[usize::from(is_long)], offset)?)
+            Ok(rotary(&x.narrow(0, row, 1)?, &tables[usize::from(is_long)], offset)?)
         });
         Ok(Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?)
     }
