@@ -21,6 +21,7 @@ pub mod error;
 pub mod linear;
 pub mod moe;
 pub mod norm;
+pub mod quantized;
 pub mod random;
 pub mod reference;
 pub mod rotary;
@@ -35,7 +36,6 @@ pub mod signal;
 mod math;
 mod panels;
 mod product;
-mod quantized;
 mod tensor;
 mod tridiagonal;
 

@@ -500,7 +500,7 @@ pub enum GgufFault {
     },
     /// A quantization that is not built.
     #[error(
-        "tensor `{tensor}` is stored as {found}, which is not supported; supported are F32, F16, BF16, Q4_0, Q4_1 and Q8_0"
+        "tensor `{tensor}` is stored as {found}, which is not supported; supported are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K"
     )]
     Quantization {
         /// The tensor.

@@ -462,16 +462,21 @@ fn gguf_alignment() {
 
 #[test]
 fn gguf_tensors_that_lie() {
-    let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").kind = 12);
+    let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").kind = 20);
     let expected = GgufFault::Quantization {
         tensor: "blk.0.attn_q.weight".to_owned(),
-        found: "Q4_K".to_owned(),
+        found: "IQ4_NL".to_owned(),
     };
     assert_eq!(fault, expected);
     let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").kind = 4_000_000_000);
     assert!(matches!(fault, GgufFault::Quantization { found, .. } if found.contains("4000000000")));
     let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").dims = vec![33, 32]);
     assert!(matches!(fault, GgufFault::Blocks { row: 33, block: 32, .. }), "{fault}");
+    let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").kind = 12);
+    assert!(
+        matches!(fault, GgufFault::Blocks { row: 32, block: 256, dtype: "Q4_K", .. }),
+        "{fault}"
+    );
     for dims in [vec![], vec![0, 32], vec![1; 5]] {
         let fault = gguf_fault(|f| f.tensor("output_norm.weight").dims = dims);
         assert!(matches!(fault, GgufFault::Dimensions { .. }), "{fault}");

@@ -200,7 +200,9 @@ impl<'a> GgufWeights<'a> {
         columns: usize,
     ) -> Result<Arc<QTensor>> {
         for tensor in stored {
-            check_scales(tensor.format, tensor.data).map_err(self.not_finite(&tensor.name))?;
+            if let Some(encoding) = tensor.format.encoding() {
+                check_scales(encoding, tensor.data).map_err(self.not_finite(&tensor.name))?;
+            }
         }
         let rows = stored.iter().map(|tensor| tensor.shape[0]).sum::<usize>();
         let storage = match stored {
@@ -303,12 +305,7 @@ fn is_aligned(bytes: &[u8]) -> bool {
 }
 
 fn quantized_dtype(format: Format) -> Option<GgmlDType> {
-    match format {
-        Format::Q4_0 => Some(GgmlDType::Q4_0),
-        Format::Q4_1 => Some(GgmlDType::Q4_1),
-        Format::Q8_0 => Some(GgmlDType::Q8_0),
-        Format::F32 | Format::F16 | Format::Bf16 => None,
-    }
+    format.encoding().map(|encoding| encoding.format)
 }
 
 #[cfg(test)]
