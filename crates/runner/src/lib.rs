@@ -63,4 +63,4 @@ pub use inventory::Inventory;
 pub use model::{LoadOptions, Model, WeightDtype, read_config};
 pub use session::{Input, Session};
 pub use source::{BuiltIn, Source};
-pub use tokenizer::{Encoding, Special, Tokenizer};
+pub use tokenizer::{Encoding, Special, Tokenizer, Written};
