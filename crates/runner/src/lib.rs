@@ -41,6 +41,7 @@
 //! ```
 
 mod cache;
+mod chat;
 mod config;
 mod error;
 mod families;
@@ -55,6 +56,7 @@ mod tokenizer;
 mod weights;
 
 pub use cache::KvCache;
+pub use chat::{Chat, Date, Message};
 pub use config::{Config, Rope, RopeScaling};
 pub use error::{Error, Fault, GgufFault, Result, SafetensorsFault};
 pub use families::{Trunk, llama, mixtral};
