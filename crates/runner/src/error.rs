@@ -186,6 +186,54 @@ pub enum Error {
         /// The tokenizer library's answer.
         source: tokenizers::Error,
     },
+    /// The model has no chat template that could be taken.
+    #[error(
+        "{} has no chat template; looked for {looked_for}{}",
+        path.display(),
+        if named.is_empty() { String::new() } else { format!(", and found {} but none named default", named.join(", ")) }
+    )]
+    ChatTemplateMissing {
+        /// File or folder.
+        path: PathBuf,
+        /// Where a template could have been.
+        looked_for: &'static str,
+        /// Names of templates that were found.
+        named: Vec<String>,
+    },
+    /// A chat template that cannot be parsed, fails, or does not come to an end.
+    #[error("{}: the chat template fails: {source}", path.display())]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// The template engine's answer.
+        source: Box<minijinja::Error>,
+    },
+    /// A chat template does not take a conversation.
+    #[error("{}: the chat template refuses the conversation: {message}", path.display())]
+    ChatRefused {
+        /// The file.
+        path: PathBuf,
+        /// The template's own words.
+        message: String,
+    },
+    /// A chat template prints the date, and none is given.
+    #[error("{}: the chat template prints the date; say which", path.display())]
+    ChatDate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A text that is no day.
+    #[error("`{text}` is no date; expected one such as 2026-11-23")]
+    Date {
+        /// The text.
+        text: String,
+    },
+    /// A text file that is not UTF-8.
+    #[error("{} is not UTF-8", path.display())]
+    Utf8 {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file names a method that this build does not have.
     #[error("{}: {what} `{found}` is not supported; supported are {supported}", path.display())]
     Unsupported {
@@ -316,7 +364,10 @@ impl Error {
             | Self::CachePosition { .. }
             | Self::FrequencySwitch { .. }
             | Self::CacheRows { .. }
-            | Self::Encode { .. } => Fault::Request,
+            | Self::Encode { .. }
+            | Self::ChatRefused { .. }
+            | Self::ChatDate { .. }
+            | Self::Date { .. } => Fault::Request,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_)) => Fault::Internal,
             Self::Hooks(_) => Fault::Request,
             Self::Device { .. } => Fault::Device,

@@ -310,6 +310,27 @@ impl Gguf {
             .or_else(|fault| self.fail(fault))
     }
 
+    /// A required array of floating-point numbers, or of 32-bit whole numbers.
+    pub(crate) fn floats(&self, key: &str) -> Result<Vec<f32>> {
+        use value_type::*;
+        let value = self.value(key)?;
+        let Value::Array { element: element @ (F32 | I32), count, range } = value else {
+            return self.wrong(key, value, "an array of numbers");
+        };
+        let mut cursor = Cursor { bytes: &self.bytes[..range.end], at: range.start };
+        let mut numbers = Vec::with_capacity(*count);
+        for _ in 0..*count {
+            match cursor.scalar(*element, key) {
+                // As it was in the file.
+                Ok(Value::Float(number)) => numbers.push(number as f32),
+                Ok(Value::Integer(number)) => numbers.push(number as f32),
+                Ok(other) => return self.wrong(key, &other, "a number"),
+                Err(fault) => return self.fail(fault),
+            }
+        }
+        Ok(numbers)
+    }
+
     /// A required array of whole numbers.
     pub(crate) fn integers(&self, key: &str) -> Result<Vec<i64>> {
         use value_type::*;

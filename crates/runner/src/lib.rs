@@ -41,6 +41,7 @@
 //! ```
 
 mod cache;
+mod chat;
 mod config;
 mod error;
 mod families;
@@ -55,6 +56,7 @@ mod tokenizer;
 mod weights;
 
 pub use cache::KvCache;
+pub use chat::{Chat, Date, Message};
 pub use config::{Config, Rope, RopeScaling};
 pub use error::{Error, Fault, GgufFault, Result, SafetensorsFault};
 pub use families::{
@@ -66,4 +68,4 @@ pub use inventory::Inventory;
 pub use model::{LoadOptions, Model, WeightDtype, read_config};
 pub use session::{Input, Session};
 pub use source::{BuiltIn, Source};
-pub use tokenizer::{Encoding, Special, Tokenizer};
+pub use tokenizer::{Encoding, Special, Tokenizer, Written};
