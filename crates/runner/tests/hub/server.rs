@@ -61,6 +61,8 @@ pub enum Pace {
     Whole,
     /// The connection ends after so many bytes.
     Cut(usize),
+    /// After so many bytes nothing comes for so long.
+    Stall(usize, Duration),
     /// A byte at a time, with a pause before each.
     Trickle(Duration),
     /// Nothing for so long.
@@ -367,6 +369,12 @@ fn send(mut stream: TcpStream, request: &Request, reply: Reply) -> std::io::Resu
     match reply.pace {
         Pace::Whole | Pace::Silent(_) => stream.write_all(&reply.body),
         Pace::Cut(bytes) => stream.write_all(&reply.body[..bytes.min(reply.body.len())]),
+        Pace::Stall(bytes, pause) => {
+            let (first, rest) = reply.body.split_at(bytes.min(reply.body.len()));
+            stream.write_all(first)?;
+            std::thread::sleep(pause);
+            stream.write_all(rest)
+        }
         Pace::Trickle(pause) => reply.body.iter().try_for_each(|byte| {
             std::thread::sleep(pause);
             stream.write_all(&[*byte])
