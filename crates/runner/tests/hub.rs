@@ -301,7 +301,7 @@ fn who_may_not_read_a_model_is_told_why() {
         "org/absent",
         HubFault::RepositoryMissing { .. },
         setup.hub().url(),
-        "has no such model; check its spelling"
+        "has no such model, and no folder of this name is here; check its spelling"
     );
     setup.fetch(MODEL, FIRST, &small());
 
@@ -734,7 +734,7 @@ fn without_network_the_cache_answers() {
         MODEL,
         HubFault::Connection { .. },
         "no connection to 127.0.0.1:",
-        "check the network"
+        "check network and proxy"
     );
     setup.options.endpoint = working;
     setup.fetch(MODEL, FIRST, &small());
@@ -832,10 +832,36 @@ fn a_cache_with_files_instead_of_links_is_read() {
 }
 
 #[test]
+fn a_model_that_can_be_run_is_run_though_the_rest_cannot_be_had() {
+    let setup = Setup::new(small());
+    setup.fetch(MODEL, FIRST, &small());
+    let mut more = small();
+    more.insert("generation_config.json".to_owned(), b"{}".to_vec());
+    setup.hub().push("main", FIRST, more);
+    let told = |name: &str| {
+        let mut told = Vec::new();
+        let found = Source::resolve_with(name, &setup.options, &mut |event| match event {
+            HubEvent::Cached { reason, .. } => told.push(reason.to_string()),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(found.unwrap().origin.unwrap().commit, FIRST);
+        told.concat()
+    };
+    fs::rename(setup.cache.path().join(".locks"), setup.cache.path().join("locks")).unwrap();
+    fs::write(setup.cache.path().join(".locks"), "in the way").unwrap();
+    assert!(told(MODEL).contains("the cache cannot be used"));
+    // Nobody waits for a hub that is down when the cache has the answer.
+    setup.hub().on(|_, _| Some(Reply::new(503)));
+    setup.hub().requests();
+    assert!(told(MODEL).contains("status 503"));
+    assert_eq!(setup.hub().requests().len(), 1);
+}
+
+#[test]
 fn two_at_once_fetch_once() {
     let setup = Setup::new(small());
     setup.hub().on(|request, hub| {
-        let reply = hub.answer(request).pace(Pace::Silent(Duration::from_millis(500)));
+        let reply = hub.answer(request).pace(Pace::Stall(1000, Duration::from_millis(500)));
         request.gets(Port::Storage, "").then_some(reply)
     });
     let waited = Arc::new(AtomicUsize::new(0));

@@ -13,6 +13,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::id::{HubId, is_commit};
@@ -64,8 +65,11 @@ impl Cache {
         }
         let path = self.folder.join("refs").join(revision);
         create_parent(&path)?;
-        // Beside the references, where no name of a branch can lead.
-        let beside = self.folder.join(format!(".ref.{}", std::process::id()));
+        // Beside the references, where no name of a branch can lead, and under a name
+        // that no other process or thread uses.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let beside = self.folder.join(format!(".ref.{process}.{count}"));
         fs::write(&beside, commit).map_err(|error| HubFault::disk(&beside, error))?;
         fs::rename(&beside, &path).map_err(|error| HubFault::disk(&path, error))
     }

@@ -38,7 +38,16 @@ enum Method {
 #[derive(Clone, Copy)]
 enum Asked<'a> {
     Revision,
-    File(&'a str),
+    File { commit: &'a str, file: &'a str },
+}
+
+/// How patiently the hub is asked for the first time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contact {
+    /// Another answer is at hand.
+    Once,
+    /// What passes is waited for.
+    Patient,
 }
 
 /// Why an attempt failed, and whether another may succeed.
@@ -144,7 +153,11 @@ impl<'a> Client<'a> {
     }
 
     /// Asks which commit the revision is, and which files it has.
-    pub fn repository(&self, events: &mut dyn FnMut(HubEvent<'_>)) -> Result<Repository, HubFault> {
+    pub fn repository(
+        &self,
+        contact: Contact,
+        events: &mut dyn FnMut(HubEvent<'_>),
+    ) -> Result<Repository, HubFault> {
         let url = format!(
             "{}/api/models/{}/revision/{}",
             self.base,
@@ -155,9 +168,15 @@ impl<'a> Client<'a> {
         let (host, text) = loop {
             match self.list(&url) {
                 Ok(answer) => break answer,
+                Err(Failure::Passing { fault, .. }) if contact == Contact::Once => {
+                    return Err(fault);
+                }
                 // Who has no network learns so at once.
                 Err(Failure::Passing {
-                    fault: fault @ (HubFault::Dns { .. } | HubFault::Connection { .. }),
+                    fault:
+                        fault @ (HubFault::Dns { .. }
+                        | HubFault::Connection { .. }
+                        | HubFault::Timeout { .. }),
                     ..
                 }) => return Err(fault),
                 Err(failure) => attempts.wait(failure, events)?,
@@ -201,8 +220,12 @@ impl<'a> Client<'a> {
     }
 
     fn head(&self, commit: &str, file: &str) -> Result<Remote, Failure> {
-        let answer =
-            self.follow(Method::Head, &self.file_url(commit, file), None, Asked::File(file))?;
+        let answer = self.follow(
+            Method::Head,
+            &self.file_url(commit, file),
+            None,
+            Asked::File { commit, file },
+        )?;
         let host = host(&answer.uri);
         let Facts { linked_tag, linked_size, tag, .. } = answer.facts;
         let is_file = answer.response.status().is_success();
@@ -226,7 +249,8 @@ impl<'a> Client<'a> {
     pub fn open(&self, commit: &str, remote: &Remote, start: u64) -> Result<Content, Failure> {
         let url = self.file_url(commit, &remote.file);
         let range = (start > 0).then_some(start);
-        let answer = self.follow(Method::Get, &url, range, Asked::File(&remote.file))?;
+        let answer =
+            self.follow(Method::Get, &url, range, Asked::File { commit, file: &remote.file })?;
         if let Some(tag) = &answer.facts.linked_tag
             && *tag != remote.tag
         {
@@ -261,8 +285,11 @@ impl<'a> Client<'a> {
             let at_hub = same_origin(&uri, &self.endpoint);
             let response = self.send(method, &uri, start, at_hub)?;
             facts.add(response.headers(), &uri)?;
-            if let (Asked::File(_), Some(found)) = (asked, &facts.commit) {
-                self.check_commit(found, url, &uri)?;
+            if let (Asked::File { commit, .. }, Some(found)) = (asked, &facts.commit)
+                && found != commit
+            {
+                let (expected, found) = (commit.to_owned(), printable(found));
+                return Err(HubFault::Commit { host: host(&uri), expected, found }.into());
             }
             let status = response.status();
             if !is_redirect(status) {
@@ -272,27 +299,15 @@ impl<'a> Client<'a> {
             let next = target(&response, &uri)?;
             // What a HEAD request is for is known: the storage host, which may
             // accept signed GET requests only, is not asked.
-            let known = facts.linked_tag.is_some() || facts.tag.is_some();
-            if matches!(method, Method::Head) && known && !same_origin(&next, &uri) {
+            let all = facts.linked_tag.is_some() && facts.linked_size.is_some();
+            let enough = facts.linked_tag.is_some() || facts.tag.is_some();
+            let leaves = !same_origin(&next, &uri);
+            if matches!(method, Method::Head) && (all || enough && leaves) {
                 return Ok(Answer { response, uri, facts });
             }
             uri = next;
         }
         Err(HubFault::Redirects { host: host(&uri), limit: MAX_REDIRECTS }.into())
-    }
-
-    fn check_commit(&self, found: &str, url: &str, uri: &Uri) -> Result<(), HubFault> {
-        // The commit asked for stands in the address: `…/resolve/COMMIT/…`.
-        let rest = url.rsplit_once("/resolve/").map_or("", |(_, rest)| rest);
-        let expected = rest.split('/').next().unwrap_or_default();
-        if found == expected {
-            return Ok(());
-        }
-        Err(HubFault::Commit {
-            host: host(uri),
-            expected: expected.to_owned(),
-            found: printable(found),
-        })
     }
 
     fn send(
@@ -351,7 +366,7 @@ impl<'a> Client<'a> {
             },
             (_, 404) if at_hub => match asked {
                 Asked::Revision => HubFault::RepositoryMissing { endpoint },
-                Asked::File(_) => self.entry_missing(asked),
+                Asked::File { .. } => self.entry_missing(asked),
             },
             // A signed link has run out: the hub gives a new one.
             (_, 401 | 403) => {
@@ -376,7 +391,7 @@ impl<'a> Client<'a> {
 
     fn entry_missing(&self, asked: Asked<'_>) -> HubFault {
         match asked {
-            Asked::File(file) => {
+            Asked::File { file, .. } => {
                 HubFault::EntryMissing { file: file.to_owned(), known: Vec::new() }
             }
             Asked::Revision => HubFault::RepositoryMissing { endpoint: without_secrets(self.base) },

@@ -12,7 +12,7 @@ use std::time::Duration;
 pub enum HubFault {
     /// The hub knows no such repository.
     #[error(
-        "{endpoint} has no such model; check its spelling (if it is private, the token in use may not read it)"
+        "{endpoint} has no such model, and no folder of this name is here; check its spelling (if it is private, the token in use may not read it)"
     )]
     RepositoryMissing {
         /// The hub.
@@ -20,7 +20,7 @@ pub enum HubFault {
     },
     /// The hub does not tell a stranger whether the repository exists.
     #[error(
-        "{endpoint} has no such model, or it is private; check its spelling, or set HF_TOKEN to a token that may read it"
+        "{endpoint} has no such model, or it is private, and no folder of this name is here; check its spelling, or set HF_TOKEN to a token that may read it"
     )]
     PrivateOrMissing {
         /// The hub.
@@ -103,7 +103,7 @@ pub enum HubFault {
     },
     /// The connection could not be made, or was lost.
     #[error(
-        "no connection to {host}: {source}; check the network and start again, what is there is kept"
+        "no connection to {host}: {source}; check network and proxy, then start again, what is there is kept"
     )]
     Connection {
         /// The host.
@@ -175,7 +175,7 @@ pub enum HubFault {
     },
     /// The cache does not know the revision, and nothing may be asked.
     #[error(
-        "HF_HUB_OFFLINE is set and {} knows no revision `{revision}`; unset it once to download the model",
+        "HF_HUB_OFFLINE is set and {} knows no revision `{revision}`, and no folder of this name is here; unset it once to download the model",
         folder.display()
     )]
     OfflineRevision {
@@ -315,8 +315,9 @@ pub enum HubFault {
 }
 
 impl HubFault {
-    /// The hub could not be asked: a cached model may stand in for its answer.
-    pub(super) fn is_unreachable(&self) -> bool {
+    /// The hub could not be asked, or the cache not be written: nothing is wrong with
+    /// what the cache has.
+    pub(super) fn spares_the_cache(&self) -> bool {
         matches!(
             self,
             Self::Dns { .. }
@@ -326,6 +327,9 @@ impl HubFault {
                 | Self::Proxy { .. }
                 | Self::Status { .. }
                 | Self::RateLimited { .. }
+                | Self::Cache { .. }
+                | Self::DiskFull { .. }
+                | Self::Locked { .. }
         )
     }
 

@@ -29,7 +29,7 @@ pub use id::HubId;
 pub use options::{HubOptions, Network, Patience, Proxies, Token};
 
 use cache::Cache;
-use client::{Client, Remote, Repository};
+use client::{Client, Contact, Remote, Repository};
 use transfer::{Tally, Transfer};
 
 /// The largest file that is not weights, in bytes.
@@ -75,9 +75,10 @@ pub enum HubEvent<'a> {
         /// How long until the next.
         wait: Duration,
     },
-    /// The hub cannot be asked, and the cache answers for it.
+    /// The hub cannot be asked, or its answer not be kept, but the cache has all that
+    /// is needed.
     Cached {
-        /// Why it cannot be asked.
+        /// What failed.
         reason: &'a HubFault,
         /// The commit that is used.
         commit: &'a str,
@@ -121,29 +122,28 @@ pub(crate) fn fetch(
         return model.offline(cached);
     }
     let client = Client::new(options, id)?;
-    let repository = match client.repository(events) {
+    let usable = cached.filter(|commit| model.missing(commit).is_empty());
+    let contact = if usable.is_some() { Contact::Once } else { Contact::Patient };
+    let repository = match client.repository(contact, events) {
         Ok(repository) => repository,
-        Err(fault) => {
-            let usable = cached.filter(|commit| model.missing(commit).is_empty());
-            return match usable.filter(|_| fault.is_unreachable()) {
-                Some(commit) => {
-                    events(HubEvent::Cached { reason: &fault, commit: &commit });
-                    Ok(model.fetched(&commit))
-                }
-                None => Err(fault),
-            };
-        }
+        Err(fault) => return model.instead(usable, fault, events),
     };
     let commit = &repository.commit;
     if let Some(expected) = exact.filter(|exact| exact != commit) {
         let host = options.endpoint.clone();
         return Err(HubFault::Commit { host, expected, found: commit.clone() });
     }
+    // The cache may have what is needed, and lack what a model may do without.
+    let usable = Some(commit.clone()).filter(|commit| model.missing(commit).is_empty());
     let patience = &options.patience;
     let transfer = Transfer { client: &client, cache: &cache, commit, patience };
-    model.complete(&repository, &transfer, events)?;
-    cache.set_commit(id.revision(), commit)?;
-    Ok(model.fetched(commit))
+    let completed = model
+        .complete(&repository, &transfer, events)
+        .and_then(|()| cache.set_commit(id.revision(), commit));
+    match completed {
+        Ok(()) => Ok(model.fetched(commit)),
+        Err(fault) => model.instead(usable, fault, events),
+    }
 }
 
 /// A model and its place in the cache.
@@ -160,6 +160,22 @@ impl Model<'_> {
             None => snapshot,
         };
         Fetched { path, commit: commit.to_owned() }
+    }
+
+    /// What the cache has, where it can stand in for what failed.
+    fn instead(
+        &self,
+        usable: Option<String>,
+        fault: HubFault,
+        events: &mut dyn FnMut(HubEvent<'_>),
+    ) -> Result<Fetched, HubFault> {
+        match usable.filter(|_| fault.spares_the_cache()) {
+            Some(commit) => {
+                events(HubEvent::Cached { reason: &fault, commit: &commit });
+                Ok(self.fetched(&commit))
+            }
+            None => Err(fault),
+        }
     }
 
     fn offline(&self, cached: Option<String>) -> Result<Fetched, HubFault> {
