@@ -93,7 +93,7 @@ pub struct DemoArgs {
 /// Which model, and how it is run.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// A model folder, a .gguf file, or a built-in name (tiny-mixtral).
+    /// A model folder, a .gguf file, a built-in name (tiny-mixtral), or a hub id (org/name[@revision][:file.gguf]).
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// Where to run.
@@ -226,6 +226,6 @@ pub struct ShowArgs {
 
 #[derive(Args)]
 pub struct ModelsArgs {
-    /// A model folder, a .gguf file, or a built-in name.
+    /// A model folder, a .gguf file, a built-in name, or a hub id (org/name[@revision][:file.gguf]).
     pub model: Option<String>,
 }

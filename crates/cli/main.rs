@@ -125,7 +125,7 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
         }
         Command::Models(models) => match &models.model {
             None => emit(shared, &engine::families()),
-            Some(model) => emit(shared, &engine::explain(model)?),
+            Some(model) => emit(shared, &engine::explain(model, &mut Meter::new(shared.quiet))?),
         },
         Command::Doctor => emit(shared, &engine::doctor()),
     }

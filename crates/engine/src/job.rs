@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use analysis::routing::RoutingSink;
 use candle_core::Device;
 use hooks::Selection;
-use runner::{Fingerprint, LoadOptions, Special, WeightDtype};
+use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype};
 use serde_json::{Value, json};
 
 use crate::prompts::PromptSource;
@@ -17,7 +17,7 @@ use crate::tokens::Tokenization;
 /// Which model is run, and how.
 #[derive(Clone, Debug)]
 pub struct ModelChoice {
-    /// A folder, a GGUF file or a built-in name.
+    /// A folder, a GGUF file, a built-in name or a hub id.
     pub model: String,
     /// Where it runs.
     pub device: Device,
@@ -76,7 +76,15 @@ impl Job {
     }
 
     /// Everything that the results depend on, and the model's name for the reader.
-    pub(crate) fn describe(&self, fingerprint: &Fingerprint, inputs: &str) -> Value {
+    ///
+    /// A model of the hub has its commit beside its id: another commit is another
+    /// job, whatever branch it was found by.
+    pub(crate) fn describe(
+        &self,
+        fingerprint: &Fingerprint,
+        origin: Option<&Origin>,
+        inputs: &str,
+    ) -> Value {
         let capture = self.capture.as_ref().map(|options| {
             let mut hooks = options.hooks.clone();
             hooks.sort();
@@ -89,13 +97,17 @@ impl Job {
                 "stored": options.stored,
             })
         });
+        let mut model = json!({
+            "name": origin.map_or_else(|| self.model_name(), |origin| origin.model.clone()),
+            "config_sha256": fingerprint.config,
+            "tokenizer_sha256": fingerprint.tokenizer,
+            "weights_sampled_sha256": fingerprint.weights,
+        });
+        if let Some(origin) = origin {
+            model["revision"] = origin.commit.clone().into();
+        }
         json!({
-            "model": {
-                "name": self.model_name(),
-                "config_sha256": fingerprint.config,
-                "tokenizer_sha256": fingerprint.tokenizer,
-                "weights_sampled_sha256": fingerprint.weights,
-            },
+            "model": model,
             "device": format!("{:?}", self.model.device.location()).to_lowercase(),
             "dtype": match self.model.dtype {
                 WeightDtype::AsStored => "as_stored",

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::hub::HubFault;
+
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -25,9 +27,9 @@ pub enum Fault {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nothing local answers to this name.
+    /// Nothing answers to this name.
     #[error(
-        "no model `{spec}` on this machine; tried {}; give a model folder, a .gguf file or a built-in name",
+        "no model `{spec}`; tried {}; give a model folder, a .gguf file, a built-in name or a hub id as org/name",
         tried.join(", ")
     )]
     NotFound {
@@ -35,6 +37,14 @@ pub enum Error {
         spec: String,
         /// What was looked for, in order.
         tried: Vec<String>,
+    },
+    /// A model of the hub could not be had.
+    #[error("{model}: {fault}")]
+    Hub {
+        /// Its id as given.
+        model: String,
+        /// Why not.
+        fault: Box<HubFault>,
     },
     /// A file could not be opened or read.
     #[error("cannot read {}: {source}", path.display())]

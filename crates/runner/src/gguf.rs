@@ -317,7 +317,7 @@ impl Gguf {
         let Value::Array { element: element @ (F32 | I32), count, range } = value else {
             return self.wrong(key, value, "an array of numbers");
         };
-        let mut cursor = Cursor { bytes: &self.bytes[..range.end], at: range.start };
+        let mut cursor = Cursor { bytes: &self.files[0].bytes[..range.end], at: range.start };
         let mut numbers = Vec::with_capacity(*count);
         for _ in 0..*count {
             match cursor.scalar(*element, key) {

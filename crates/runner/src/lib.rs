@@ -47,6 +47,7 @@ mod error;
 mod families;
 mod fingerprint;
 mod gguf;
+mod hub;
 mod inventory;
 mod layers;
 mod model;
@@ -64,8 +65,9 @@ pub use families::{
     qwen2, qwen3, smollm3,
 };
 pub use fingerprint::Fingerprint;
+pub use hub::{HubEvent, HubFault, HubId, HubOptions, Network, Origin, Patience, Proxies, Token};
 pub use inventory::Inventory;
 pub use model::{LoadOptions, Model, WeightDtype, read_config};
 pub use session::{Input, Session};
-pub use source::{BuiltIn, Source};
+pub use source::{BuiltIn, Resolved, Source};
 pub use tokenizer::{Encoding, Special, Tokenizer, Written};
