@@ -37,7 +37,9 @@ impl Setup {
                 command.env_remove(&*name);
             }
         }
-        command.env_remove("TRANSFORMERS_OFFLINE").env_remove("SSL_CERT_FILE");
+        for name in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SSL_CERT_FILE"] {
+            command.env_remove(name);
+        }
         command.env("HF_ENDPOINT", self.running.hub.url()).env("HF_HOME", self.home.path());
         command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -10,7 +10,7 @@ const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
 
 /// A model on the hub: `org/name`, `org/name@revision`, and after a colon a GGUF
-/// file of the repository: `org/name:file.gguf`.
+/// file of the repository: `org/name:file.gguf`, the first one of a model in several.
 ///
 /// ```
 /// use runner::HubId;
@@ -71,6 +71,24 @@ impl HubId {
     /// The GGUF file asked for.
     pub fn file(&self) -> Option<&str> {
         self.file.as_deref()
+    }
+}
+
+/// The files of the GGUF model that begins with this one: `x-00001-of-00003.gguf`
+/// is followed by `x-00002-of-00003.gguf` and so on; any other name stands alone.
+pub(super) fn gguf_files(first: &str) -> Vec<String> {
+    let alone = || vec![first.to_owned()];
+    let Some((stem, kind)) = first.rsplit_once('.') else {
+        return alone();
+    };
+    let Some((rest, count)) = stem.rsplit_once("-of-") else {
+        return alone();
+    };
+    match (rest.strip_suffix("-00001"), count.parse::<u32>()) {
+        (Some(name), Ok(n)) if count.len() == 5 => {
+            (1..=n.max(1)).map(|i| format!("{name}-{i:05}-of-{count}.{kind}")).collect()
+        }
+        _ => alone(),
     }
 }
 
@@ -182,6 +200,17 @@ mod tests {
             &long,
         ] {
             assert_eq!(HubId::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn files_of_a_model_in_several_are_counted() {
+        let names = |i| format!("d/m-0000{i}-of-00003.gguf");
+        assert_eq!(gguf_files(&names(1)), [1, 2, 3].map(names));
+        let alone =
+            ["m.gguf", "m-00002-of-00003.gguf", "m-00001-of-3.gguf", "m-00001-of-0000x.gguf"];
+        for name in alone.into_iter().chain(["m-00001-of-00000.gguf", "m-00001-of-00001.gguf"]) {
+            assert_eq!(gguf_files(name).len(), 1, "{name}");
         }
     }
 

@@ -195,7 +195,7 @@ impl Model<'_> {
     fn missing(&self, commit: &str) -> Vec<String> {
         let lacks = |file: &String| !self.cache.has(commit, file);
         if let Some(file) = self.id.file() {
-            return Vec::from_iter(Some(file.to_owned()).filter(lacks));
+            return id::gguf_files(file).into_iter().filter(lacks).collect();
         }
         let mut needed = vec![CONFIG.to_owned()];
         match self.cache.has(commit, INDEX) && !self.cache.has(commit, WEIGHTS) {
@@ -223,8 +223,9 @@ impl Model<'_> {
     ) -> Result<(), HubFault> {
         let (commit, has) = (&repository.commit, |name: &str| repository.has(name));
         if let Some(file) = self.id.file() {
-            repository.require(file)?;
-            return self.download(&[file.to_owned()], MAX_WEIGHTS, transfer, events);
+            let files = id::gguf_files(file);
+            files.iter().try_for_each(|file| repository.require(file))?;
+            return self.download(&files, MAX_WEIGHTS, transfer, events);
         }
         repository.require(CONFIG)?;
         let weights = match (has(WEIGHTS), has(INDEX)) {
