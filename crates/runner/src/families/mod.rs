@@ -147,10 +147,10 @@ impl Trunk {
             let unembedding = Projections::load(weights, &[table], d_model, false)?;
             (Embedding::Tied, unembedding)
         } else {
-            let matrices = weights.matrices(&[table], d_model)?;
+            let table = Projections::load(weights, &[table], d_model, false)?;
             let head = Part::new("lm_head".to_owned(), self.vocab_size);
             let unembedding = Projections::load(weights, &[head], d_model, false)?;
-            (Embedding::Table(matrices), unembedding)
+            (Embedding::Table(table), unembedding)
         };
         let mut blocks = Vec::with_capacity(self.num_hidden_layers);
         for layer in 0..self.num_hidden_layers {

@@ -1,16 +1,15 @@
 //! Token embeddings.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::Projections;
 use crate::Result;
-use crate::weights::Matrix;
 
 /// Where a token's embedding comes from.
 #[derive(Clone, Debug)]
 pub(crate) enum Embedding {
-    /// A table of its own, in one piece.
-    Table(Vec<Matrix>),
+    /// The rows of a matrix of its own.
+    Table(Projections),
     /// The rows of the unembedding.
     Tied,
 }
@@ -24,13 +23,11 @@ impl Embedding {
         unembedding: &Projections,
     ) -> Result<Tensor> {
         let len = ids.len() / batch;
-        let rows = match self {
-            Self::Tied => unembedding.single().rows(&ids)?,
-            Self::Table(matrices) => {
-                let ids = Tensor::new(ids, &Device::Cpu)?;
-                matrices[0].lookup(&ids)?
-            }
+        let table = match self {
+            Self::Tied => unembedding,
+            Self::Table(table) => table,
         };
+        let rows = table.single().rows(&ids)?;
         let width = rows.dim(1)?;
         Ok(rows.reshape((batch, len, width))?)
     }

@@ -10,18 +10,16 @@ mod bytes;
 mod checkpoint;
 mod convert;
 mod gguf;
+mod matrix;
 mod safetensors;
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
-use candle_core::quantized::QTensor;
-use kernels::linear::Linear;
 
 pub(crate) use bytes::Bytes;
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use convert::Format;
 pub(crate) use gguf::GgufWeights;
+pub(crate) use matrix::Matrix;
 
 use crate::Result;
 
@@ -50,35 +48,6 @@ impl Part {
     }
 }
 
-/// A matrix `[rows, columns]` in `f32` or in quantized blocks.
-#[derive(Clone, Debug)]
-pub(crate) enum Matrix {
-    Dense(Tensor),
-    Quantized(Arc<QTensor>),
-}
-
-impl Matrix {
-    /// The rows with these numbers, as `f32`: `[.., columns]`.
-    pub(crate) fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Dense(matrix) => {
-                let mut shape = ids.dims().to_vec();
-                shape.push(matrix.dim(1)?);
-                Ok(matrix.index_select(&ids.flatten_all()?, 0)?.reshape(shape)?)
-            }
-            Self::Quantized(matrix) => Ok(matrix.embedding(ids)?),
-        }
-    }
-
-    /// The linear map `y = x Wᵀ + b`.
-    pub(crate) fn linear(&self, bias: Option<&Tensor>) -> Result<Linear> {
-        Ok(match self {
-            Self::Dense(matrix) => Linear::dense(matrix, bias)?,
-            Self::Quantized(matrix) => Linear::quantized(matrix.clone(), bias)?,
-        })
-    }
-}
-
 /// A model's weights, by Hugging Face names. Every method names the tensor in its errors.
 pub(crate) trait Weights {
     /// Whether there is such a tensor.
@@ -89,10 +58,10 @@ pub(crate) trait Weights {
 
     /// The parts' matrices of `columns` columns: stacked into one where their
     /// formats agree, else one each, in the same order.
-    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix>>;
+    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix<'_>>>;
 
     /// A three-dimensional tensor `[n, rows, columns]` as `n` matrices.
-    fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix>>;
+    fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix<'_>>>;
 
     /// Divisors of the rotary frequencies, one each, where the files store any.
     fn frequency_divisors(&self, n_frequencies: usize) -> Result<Option<Tensor>>;
