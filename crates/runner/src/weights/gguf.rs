@@ -7,19 +7,15 @@
 //! and leaves quantized weights as they are.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 
-use super::convert::{Format, NotFinite, check_scales, convert_into};
-use super::{Matrix, Part, UnitNorms, Weights};
+use super::convert::{Format, NotFinite, convert_into};
+use super::matrix::{Matrix, Order, Rows};
+use super::{Part, UnitNorms, Weights};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::WeightDtype;
 use crate::{Error, Result};
-
-/// Alignment of the bytes that candle reads as blocks.
-const BLOCK_ALIGNMENT: usize = 8;
 
 /// The tensor of rotary frequency divisors.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -168,16 +164,10 @@ impl<'a> GgufWeights<'a> {
         if !stored.rows_permuted {
             return Cow::Borrowed(stored.data);
         }
-        let d = self.d_head;
-        let row_bytes = stored.data.len() / stored.shape[0];
-        let mut placed = Vec::with_capacity(stored.data.len());
-        for head in stored.data.chunks(d * row_bytes) {
-            for row in 0..d {
-                let from = 2 * (row % (d / 2)) + row / (d / 2);
-                placed.extend_from_slice(&head[from * row_bytes..(from + 1) * row_bytes]);
-            }
-        }
-        Cow::Owned(placed)
+        let rows = stored.shape[0];
+        let (order, row_bytes) = (self.rows(stored).order, stored.data.len() / rows);
+        let row = |row| &stored.data[order.stored_row(row, rows) * row_bytes..][..row_bytes];
+        Cow::Owned((0..rows).flat_map(row).copied().collect())
     }
 
     fn dense(&self, stored: &[Stored<'a>]) -> Result<Vec<f32>> {
@@ -193,37 +183,18 @@ impl<'a> GgufWeights<'a> {
         Ok(values)
     }
 
-    fn quantized(
-        &self,
-        stored: &[Stored<'a>],
-        dtype: GgmlDType,
-        columns: usize,
-    ) -> Result<Arc<QTensor>> {
-        for tensor in stored {
-            if let Some(encoding) = tensor.format.encoding() {
-                check_scales(encoding, tensor.data).map_err(self.not_finite(&tensor.name))?;
-            }
+    /// The rows of a matrix.
+    fn rows(&self, stored: &Stored<'a>) -> Rows<'a> {
+        let pairs = Order::Pairs { d_head: self.d_head };
+        Rows {
+            path: self.gguf.path(),
+            tensor: stored.name.clone(),
+            format: stored.format,
+            data: stored.data,
+            first: 0,
+            rows: stored.shape[0],
+            order: if stored.rows_permuted { pairs } else { Order::Plain },
         }
-        let rows = stored.iter().map(|tensor| tensor.shape[0]).sum::<usize>();
-        let storage = match stored {
-            [one] if !one.rows_permuted && is_aligned(one.data) => {
-                QStorage::from_data(Cow::Borrowed(one.data), &Device::Cpu, dtype)?
-            }
-            several => {
-                // candle reads blocks in place, so their first byte must be aligned.
-                let len: usize = several.iter().map(|tensor| tensor.data.len()).sum();
-                let mut buffer = vec![0u8; len + BLOCK_ALIGNMENT];
-                let start = buffer.as_ptr().align_offset(BLOCK_ALIGNMENT).min(BLOCK_ALIGNMENT);
-                let mut at = start;
-                for tensor in several {
-                    let bytes = self.bytes(tensor);
-                    buffer[at..at + bytes.len()].copy_from_slice(&bytes);
-                    at += bytes.len();
-                }
-                QStorage::from_data(Cow::Borrowed(&buffer[start..at]), &Device::Cpu, dtype)?
-            }
-        };
-        Ok(Arc::new(QTensor::new(storage, (rows, columns))?))
     }
 }
 
@@ -236,7 +207,7 @@ struct Stored<'a> {
     rows_permuted: bool,
 }
 
-impl Weights for GgufWeights<'_> {
+impl<'a> Weights for GgufWeights<'a> {
     fn has(&self, name: &str) -> bool {
         self.layout.places(name).iter().any(|place| self.gguf.tensor(&place.name).is_some())
     }
@@ -249,31 +220,26 @@ impl Weights for GgufWeights<'_> {
         Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
     }
 
-    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix>> {
+    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix<'_>>> {
         let stored = parts
             .iter()
             .map(|part| self.find(&part.weight(), &[part.rows, columns]))
             .collect::<Result<Vec<_>>>()?;
         let kept = |tensor: &Stored<'_>| match self.dtype {
-            WeightDtype::AsStored => quantized_dtype(tensor.format),
+            WeightDtype::AsStored => tensor.format.encoding(),
             WeightDtype::F32 => None,
         };
-        let alike = stored.windows(2).all(|pair| kept(&pair[0]) == kept(&pair[1]));
-        stored
-            .chunks(if alike { stored.len().max(1) } else { 1 })
-            .map(|group| match kept(&group[0]) {
-                Some(dtype) => Ok(Matrix::Quantized(self.quantized(group, dtype, columns)?)),
-                None => {
-                    let values = self.dense(group)?;
-                    let rows = values.len() / columns;
-                    let tensor = Tensor::from_vec(values, (rows, columns), &Device::Cpu)?;
-                    Ok(Matrix::Dense(tensor))
-                }
-            })
-            .collect()
+        let name = |tensor| kept(tensor).map(|encoding| encoding.name);
+        let alike = stored.windows(2).all(|pair| name(&pair[0]) == name(&pair[1]));
+        let groups = stored.chunks(if alike { stored.len().max(1) } else { 1 });
+        let matrix = |group: &[Stored<'a>]| {
+            let rows = group.iter().map(|tensor| self.rows(tensor)).collect();
+            Matrix::new(rows, columns, kept(&group[0]))
+        };
+        Ok(groups.map(matrix).collect())
     }
 
-    fn slices(&self, name: &str, _: usize, _: usize, _: usize) -> Result<Vec<Matrix>> {
+    fn slices(&self, name: &str, _: usize, _: usize, _: usize) -> Result<Vec<Matrix<'_>>> {
         // Experts are asked for one by one, because `has` knows no fused tensor.
         Err(Error::TensorMissing { path: self.gguf.path().to_owned(), tensor: name.to_owned() })
     }
@@ -298,14 +264,6 @@ impl Weights for GgufWeights<'_> {
         }
         Ok(Some(Tensor::from_vec(values, n_frequencies, &Device::Cpu)?))
     }
-}
-
-fn is_aligned(bytes: &[u8]) -> bool {
-    bytes.as_ptr().align_offset(BLOCK_ALIGNMENT) == 0
-}
-
-fn quantized_dtype(format: Format) -> Option<GgmlDType> {
-    format.encoding().map(|encoding| encoding.format)
 }
 
 #[cfg(test)]

@@ -10,18 +10,16 @@ mod bytes;
 mod checkpoint;
 mod convert;
 mod gguf;
+mod matrix;
 mod safetensors;
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
-use candle_core::quantized::QTensor;
-use kernels::linear::Linear;
 
 pub(crate) use bytes::Bytes;
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use convert::{Format, convert_into};
 pub(crate) use gguf::{ExpertNames, GgufLayout, GgufWeights, RotaryRows};
+pub(crate) use matrix::{Matrix, Order};
 
 use crate::Result;
 
@@ -33,44 +31,17 @@ pub(crate) struct Part {
     /// Its number of rows.
     pub(crate) rows: usize,
     /// How a Hugging Face checkpoint stores them.
-    pub(crate) order: RowOrder,
-}
-
-/// How a Hugging Face checkpoint stores the rows of a matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RowOrder {
-    /// One after another.
-    Plain,
-    /// As columns: the tensor is the transpose.
-    Transposed,
-    /// Queries, keys and values of the first head, then those of the second:
-    /// `[head, 3, d_head]` for what the model reads as `[3, head, d_head]`.
-    HeadByHead { d_head: usize },
-}
-
-impl RowOrder {
-    /// The stored row that becomes row `row` of `rows`.
-    fn stored_row(self, row: usize, rows: usize) -> usize {
-        match self {
-            Self::Plain | Self::Transposed => row,
-            Self::HeadByHead { d_head } => {
-                let n_heads = rows / (3 * d_head);
-                let (part, head, i) =
-                    (row / (n_heads * d_head), row / d_head % n_heads, row % d_head);
-                (head * 3 + part) * d_head + i
-            }
-        }
-    }
+    pub(crate) order: Order,
 }
 
 impl Part {
     pub(crate) fn new(module: String, rows: usize) -> Self {
-        Self { module, rows, order: RowOrder::Plain }
+        Self { module, rows, order: Order::Plain }
     }
 
     /// A vector beside the rows in their order, from its stored order.
     pub(crate) fn arrange(&self, vector: Tensor) -> Result<Tensor> {
-        if self.order == RowOrder::Plain || self.order == RowOrder::Transposed {
+        if matches!(self.order, Order::Plain | Order::Transposed) {
             return Ok(vector);
         }
         let stored = |row| self.order.stored_row(row, self.rows) as u32;
@@ -86,23 +57,6 @@ impl Part {
     /// The bias's tensor.
     pub(crate) fn bias(&self) -> String {
         format!("{}.bias", self.module)
-    }
-}
-
-/// A matrix `[rows, columns]` in `f32` or in quantized blocks.
-#[derive(Clone, Debug)]
-pub(crate) enum Matrix {
-    Dense(Tensor),
-    Quantized(Arc<QTensor>),
-}
-
-impl Matrix {
-    /// The linear map `y = x Wᵀ + b`.
-    pub(crate) fn linear(&self, bias: Option<&Tensor>) -> Result<Linear> {
-        Ok(match self {
-            Self::Dense(matrix) => Linear::dense(matrix, bias)?,
-            Self::Quantized(matrix) => Linear::quantized(matrix.clone(), bias)?,
-        })
     }
 }
 
@@ -125,10 +79,10 @@ pub(crate) trait Weights {
 
     /// The parts' matrices of `columns` columns: stacked into one where their
     /// formats agree, else one each, in the same order.
-    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix>>;
+    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix<'_>>>;
 
     /// A three-dimensional tensor `[n, rows, columns]` as `n` matrices.
-    fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix>>;
+    fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix<'_>>>;
 
     /// What stands in the files for a norm's weight `1 + w`.
     fn unit_norms(&self) -> UnitNorms;
