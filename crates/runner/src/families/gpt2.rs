@@ -14,7 +14,7 @@ use crate::layers::{
     Attention, Block, Branch, Decoder, Embedding, FeedForward, Logits, Mlp, MlpForm, Norm,
     Projections, QueryKeyNorm, Residual,
 };
-use crate::weights::{GgufLayout, Order, Part, RotaryRows, Weights};
+use crate::weights::{GgufLayout, Part, RotaryRows, RowOrder, Weights};
 
 /// The configuration of a GPT-2.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,7 +173,7 @@ impl Family for Config {
         };
         let projections = |name: &str, widths: Vec<usize>, d_in| {
             let part = Part::new(module(name), widths.iter().sum());
-            let part = Part { order: Order::Transposed, ..part };
+            let part = Part { order: RowOrder::Transposed, ..part };
             Projections::load_fused(weights, &part, widths, d_in, true)
         };
         let block = |layer: usize| {

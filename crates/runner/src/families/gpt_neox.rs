@@ -16,7 +16,7 @@ use crate::layers::{
     Attention, Block, Branch, Decoder, Embedding, FeedForward, Logits, Mlp, MlpForm, Norm,
     Projections, QueryKeyNorm, Residual, Rotary,
 };
-use crate::weights::{Order, Part, Weights};
+use crate::weights::{Part, RowOrder, Weights};
 
 /// The configuration of a GPT-NeoX.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,7 +136,7 @@ impl Family for Config {
                 Projections::load(weights, &[Part::new(module(name), rows)], columns, bias)
             };
             let qkv = Part::new(module("attention.query_key_value"), 3 * d_model);
-            let qkv = Part { order: Order::HeadByHead { d_head }, ..qkv };
+            let qkv = Part { order: RowOrder::HeadByHead { d_head }, ..qkv };
             let bias = self.attention_bias;
             Ok(Block {
                 first: Branch::pre_norm(norm(module("input_layernorm"))?),

@@ -7,9 +7,9 @@ use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use super::convert::{Format, convert_into};
-use super::matrix::{Matrix, Order, Rows};
+use super::matrix::{Matrix, Rows};
 use super::safetensors::{Entry, File};
-use super::{Part, UnitNorms, Weights};
+use super::{Part, RowOrder, UnitNorms, Weights};
 use crate::source::Source;
 use crate::{Error, Result};
 
@@ -174,14 +174,13 @@ impl Weights for Checkpoint {
 
     fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix<'_>>> {
         let rows = |part: &Part| {
-            let name = part.weight();
-            let shape = match part.order {
-                Order::Transposed => [columns, part.rows],
+            let (name, order) = (part.weight(), part.order);
+            let shape = match order {
+                RowOrder::Transposed => [columns, part.rows],
                 _ => [part.rows, columns],
             };
             let (path, file, entry) = self.check(&name, &shape)?;
-            let format = format_of(path, &name, &entry.dtype)?;
-            let (data, order) = (file.data(entry), part.order);
+            let (format, data) = (format_of(path, &name, &entry.dtype)?, file.data(entry));
             Ok(Rows { path, tensor: name, format, data, first: 0, rows: part.rows, order })
         };
         let parts = parts.iter().map(rows).collect::<Result<_>>()?;
@@ -199,7 +198,7 @@ impl Weights for Checkpoint {
             data: &data[i * len..][..len],
             first: i * rows * columns,
             rows,
-            order: Order::Plain,
+            order: RowOrder::Plain,
         };
         Ok((0..n).map(|i| Matrix::new(vec![slice(i)], columns, None)).collect())
     }

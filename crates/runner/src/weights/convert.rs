@@ -65,11 +65,6 @@ impl Format {
         }
     }
 
-    /// Bytes of so many elements, in whole blocks.
-    pub(crate) const fn bytes(self, elements: usize) -> usize {
-        elements / self.block_len() * self.block_bytes()
-    }
-
     /// The name that files use.
     pub(crate) const fn name(self) -> &'static str {
         match self.encoding() {

@@ -11,8 +11,8 @@ use std::borrow::Cow;
 use candle_core::{Device, Tensor};
 
 use super::convert::{Format, NotFinite, convert_into};
-use super::matrix::{Matrix, Order, Rows};
-use super::{Part, UnitNorms, Weights};
+use super::matrix::{Matrix, Rows};
+use super::{Part, RowOrder, UnitNorms, Weights};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::WeightDtype;
 use crate::{Error, Result};
@@ -149,9 +149,11 @@ impl<'a> GgufWeights<'a> {
                 found: found.to_vec(),
             });
         }
-        let rows_permuted = self.layout.rotary_rows == RotaryRows::Pairs
+        let pairs = self.layout.rotary_rows == RotaryRows::Pairs
             && [".attn_q.", ".attn_k."].iter().any(|part| name.contains(part));
-        Ok(Stored { name, format: info.format, shape: own_shape, data, rows_permuted })
+        let order = if pairs { RowOrder::Pairs { d_head: self.d_head } } else { RowOrder::Plain };
+        let first = place.slice.map_or(0, |slice| slice * own_shape.iter().product::<usize>());
+        Ok(Stored { name, format: info.format, shape: own_shape, data, first, order })
     }
 
     fn not_finite(&self, tensor: &str) -> impl FnOnce(NotFinite) -> Error {
@@ -161,12 +163,15 @@ impl<'a> GgufWeights<'a> {
 
     /// The tensor's bytes with its rows in their places.
     fn bytes(&self, stored: &Stored<'a>) -> Cow<'a, [u8]> {
-        if !stored.rows_permuted {
+        if stored.order == RowOrder::Plain {
             return Cow::Borrowed(stored.data);
         }
         let rows = stored.shape[0];
-        let (order, row_bytes) = (self.rows(stored).order, stored.data.len() / rows);
-        let row = |row| &stored.data[order.stored_row(row, rows) * row_bytes..][..row_bytes];
+        let row_bytes = stored.data.len() / rows;
+        let row = |row| {
+            let from = stored.order.stored_row(row, rows);
+            &stored.data[from * row_bytes..][..row_bytes]
+        };
         Cow::Owned((0..rows).flat_map(row).copied().collect())
     }
 
@@ -185,15 +190,14 @@ impl<'a> GgufWeights<'a> {
 
     /// The rows of a matrix.
     fn rows(&self, stored: &Stored<'a>) -> Rows<'a> {
-        let pairs = Order::Pairs { d_head: self.d_head };
         Rows {
             path: self.gguf.path(),
             tensor: stored.name.clone(),
             format: stored.format,
             data: stored.data,
-            first: 0,
+            first: stored.first,
             rows: stored.shape[0],
-            order: if stored.rows_permuted { pairs } else { Order::Plain },
+            order: stored.order,
         }
     }
 }
@@ -204,7 +208,9 @@ struct Stored<'a> {
     format: Format,
     shape: &'a [usize],
     data: &'a [u8],
-    rows_permuted: bool,
+    /// Elements of the tensor before the slice.
+    first: usize,
+    order: RowOrder,
 }
 
 impl<'a> Weights for GgufWeights<'a> {

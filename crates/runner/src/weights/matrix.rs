@@ -4,13 +4,13 @@
 //! and infinities and the packing into the order of products are one parallel pass
 //! from the mapped file to the layer: no copy in between.
 
-use std::ops::Range;
 use std::path::Path;
 
 use candle_core::Tensor;
 use kernels::linear::Linear;
 use kernels::quantized::Encoding;
 
+use super::RowOrder;
 use super::convert::Format;
 use crate::{Error, Result};
 
@@ -35,68 +35,44 @@ pub(crate) struct Rows<'a> {
     pub(crate) data: &'a [u8],
     pub(crate) first: usize,
     pub(crate) rows: usize,
-    pub(crate) order: Order,
-}
-
-/// Where a matrix's rows stand in a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Row by row.
-    Plain,
-    /// The two rows of a rotary pair beside each other.
-    Pairs { d_head: usize },
-    /// Queries, keys and values of the first head, then those of the second:
-    /// `[head, 3, d_head]` for what the model reads as `[3, head, d_head]`.
-    HeadByHead { d_head: usize },
-    /// As columns: the tensor is the transpose.
-    Transposed,
-}
-
-impl Order {
-    /// The stored row, or column, that is row `row` of `rows`.
-    pub(crate) fn stored_row(self, row: usize, rows: usize) -> usize {
-        match self {
-            Self::Plain | Self::Transposed => row,
-            Self::Pairs { d_head } => {
-                let (head, i, half) = (row / d_head, row % d_head, d_head / 2);
-                head * d_head + 2 * (i % half) + i / half
-            }
-            Self::HeadByHead { d_head } => {
-                let n_heads = rows / (3 * d_head);
-                let (part, head) = (row / (n_heads * d_head), row / d_head % n_heads);
-                (head * 3 + part) * d_head + row % d_head
-            }
-        }
-    }
+    pub(crate) order: RowOrder,
 }
 
 impl Rows<'_> {
-    /// The bytes of row `row`, of `columns` elements in whole blocks, where rows are stored.
+    /// The bytes of row `row`, of `columns` elements in whole blocks, of rows that are not
+    /// stored as columns.
     fn bytes(&self, row: usize, columns: usize) -> &[u8] {
-        let size = self.format.bytes(columns);
+        let size = columns / self.format.block_len() * self.format.block_bytes();
         &self.data[self.order.stored_row(row, self.rows) * size..][..size]
     }
 
-    /// Reads elements of a row, which begin and end with a block.
-    fn read(&self, row: usize, columns: usize, range: Range<usize>, out: &mut [f32]) {
-        if self.order != Order::Transposed {
-            let start = self.format.bytes(range.start);
-            return self.format.read(&self.bytes(row, columns)[start..], out);
+    /// The elements of row `row` from column `start` on.
+    fn read(&self, row: usize, columns: usize, start: usize, out: &mut [f32]) {
+        let (len, size) = (self.format.block_len(), self.format.block_bytes());
+        if self.order != RowOrder::Transposed {
+            let bytes = &self.bytes(row, columns)[start / len * size..];
+            return self.format.read(bytes, out);
         }
-        let size = self.format.bytes(1);
-        for (column, out) in range.zip(out.chunks_mut(1)) {
-            self.format.read(&self.data[(column * self.rows + row) * size..][..size], out);
+        // A tensor of floats: rows that are read one after another share cache lines.
+        let mut gathered = [0; 64 * size_of::<f32>()];
+        for (part, out) in out.chunks_mut(64).enumerate() {
+            let stored = (start + 64 * part..).map(|column| (column * self.rows + row) * size);
+            let bytes = &mut gathered[..out.len() * size];
+            for (to, from) in bytes.chunks_exact_mut(size).zip(stored) {
+                to.copy_from_slice(&self.data[from..from + size]);
+            }
+            self.format.read(bytes, out);
         }
     }
 
-    /// The place of an element among those of the tensor.
+    /// Where the tensor holds the element of a row and a column.
     fn index(&self, row: usize, column: usize, columns: usize) -> usize {
-        let stored = self.order.stored_row(row, self.rows);
-        self.first
-            + match self.order {
-                Order::Transposed => column * self.rows + stored,
-                _ => stored * columns + column,
-            }
+        let from = self.order.stored_row(row, self.rows);
+        let place = match self.order {
+            RowOrder::Transposed => column * self.rows + from,
+            _ => from * columns + column,
+        };
+        self.first + place
     }
 }
 
@@ -124,7 +100,7 @@ impl<'a> Matrix<'a> {
             }),
             None => Linear::dense_from(size, bias, |row, range, out| {
                 let (part, row) = self.place(row);
-                part.read(row, columns, range, out);
+                part.read(row, columns, range.start, out);
             }),
         };
         linear.map_err(|error| match error {
@@ -160,7 +136,7 @@ mod tests {
         values.iter().flat_map(|v| v.to_le_bytes()).collect()
     }
 
-    fn rows<'a>(data: &'a [u8], rows: usize, order: Order) -> Rows<'a> {
+    fn rows<'a>(data: &'a [u8], rows: usize, order: RowOrder) -> Rows<'a> {
         let (path, tensor) = (Path::new("file"), "name".to_owned());
         Rows { path, tensor, format: Format::F32, data, first: 100, rows, order }
     }
@@ -170,8 +146,8 @@ mod tests {
         let numbers: Vec<f32> = (0..24).map(|i| i as f32).collect();
         let bytes = le(&numbers);
         // Two heads of four rows: halves of pairs 0 and 1 alternate in the file.
-        let pairs = rows(&bytes[..64], 8, Order::Pairs { d_head: 4 });
-        let plain = rows(&bytes[64..], 4, Order::Plain);
+        let pairs = rows(&bytes[..64], 8, RowOrder::Pairs { d_head: 4 });
+        let plain = rows(&bytes[64..], 4, RowOrder::Plain);
         let matrix = Matrix::new(vec![pairs, plain], 2, None);
         let weight: Vec<Vec<f32>> =
             matrix.linear(None).unwrap().weight().unwrap().to_vec2().unwrap();
@@ -181,12 +157,38 @@ mod tests {
     }
 
     #[test]
+    fn columns_are_turned_into_rows() {
+        // More columns than are gathered at a time, in every format of floats.
+        let (n_rows, n_columns) = (5, 150);
+        let numbers: Vec<f32> = (0..n_rows * n_columns).map(|i| (i % 251) as f32).collect();
+        let halves = numbers.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
+        for (format, bytes) in [(Format::F32, le(&numbers)), (Format::F16, halves)] {
+            let rows = Rows { format, ..rows(&bytes, n_rows, RowOrder::Transposed) };
+            let linear = Matrix::new(vec![rows], n_columns, None).linear(None).unwrap();
+            let weight: Vec<Vec<f32>> = linear.weight().unwrap().to_vec2().unwrap();
+            for (row, weight) in weight.iter().enumerate() {
+                let expected: Vec<f32> =
+                    numbers.iter().skip(row).step_by(n_rows).copied().collect();
+                assert_eq!(*weight, expected);
+            }
+        }
+    }
+
+    #[test]
     fn a_bad_weight_is_named_by_its_place_in_the_tensor() {
         let mut numbers = vec![0f32; 16];
         numbers[2 * 2 + 1] = f32::NAN;
         let bytes = le(&numbers);
-        let parts = [Order::Plain, Order::Pairs { d_head: 4 }]
-            .map(|order| Matrix::new(vec![rows(&bytes, 8, order)], 2, None));
+        let orders = [
+            RowOrder::Plain,
+            RowOrder::Pairs { d_head: 4 },
+            RowOrder::Transposed,
+            RowOrder::HeadByHead { d_head: 1 },
+        ];
+        let parts = orders.map(|order| {
+            let n_rows = if matches!(order, RowOrder::HeadByHead { .. }) { 6 } else { 8 };
+            Matrix::new(vec![rows(&bytes[..n_rows * 8], n_rows, order)], 2, None)
+        });
         for matrix in parts {
             let error = matrix.linear(None).unwrap_err();
             let Error::NotFinite { index, tensor, .. } = error else { panic!("{error}") };

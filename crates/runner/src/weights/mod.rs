@@ -19,7 +19,7 @@ pub(crate) use bytes::Bytes;
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use convert::{Format, convert_into};
 pub(crate) use gguf::{ExpertNames, GgufLayout, GgufWeights, RotaryRows};
-pub(crate) use matrix::{Matrix, Order};
+pub(crate) use matrix::Matrix;
 
 use crate::Result;
 
@@ -31,17 +31,50 @@ pub(crate) struct Part {
     /// Its number of rows.
     pub(crate) rows: usize,
     /// How a Hugging Face checkpoint stores them.
-    pub(crate) order: Order,
+    pub(crate) order: RowOrder,
+}
+
+/// How files store the rows of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowOrder {
+    /// One after another.
+    Plain,
+    /// As columns: the tensor is the transpose.
+    Transposed,
+    /// Queries, keys and values of the first head, then those of the second:
+    /// `[head, 3, d_head]` for what the model reads as `[3, head, d_head]`.
+    HeadByHead { d_head: usize },
+    /// The two rows of a rotary pair beside each other.
+    Pairs { d_head: usize },
+}
+
+impl RowOrder {
+    /// The stored row that becomes row `row` of `rows`.
+    fn stored_row(self, row: usize, rows: usize) -> usize {
+        match self {
+            Self::Plain | Self::Transposed => row,
+            Self::HeadByHead { d_head } => {
+                let n_heads = rows / (3 * d_head);
+                let (part, head, i) =
+                    (row / (n_heads * d_head), row / d_head % n_heads, row % d_head);
+                (head * 3 + part) * d_head + i
+            }
+            Self::Pairs { d_head } => {
+                let (head, i, half) = (row / d_head, row % d_head, d_head / 2);
+                head * d_head + 2 * (i % half) + i / half
+            }
+        }
+    }
 }
 
 impl Part {
     pub(crate) fn new(module: String, rows: usize) -> Self {
-        Self { module, rows, order: Order::Plain }
+        Self { module, rows, order: RowOrder::Plain }
     }
 
     /// A vector beside the rows in their order, from its stored order.
     pub(crate) fn arrange(&self, vector: Tensor) -> Result<Tensor> {
-        if matches!(self.order, Order::Plain | Order::Transposed) {
+        if self.order == RowOrder::Plain || self.order == RowOrder::Transposed {
             return Ok(vector);
         }
         let stored = |row| self.order.stored_row(row, self.rows) as u32;
