@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use analysis::routing::RoutingSink;
 use candle_core::Device;
 use hooks::Selection;
-use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype};
+use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype, Written};
 use serde_json::{Value, json};
 
 use crate::prompts::PromptSource;
 use crate::recorders::Recorder;
 use crate::recorders::capture::{Capture, CaptureOptions, WriterSlot};
 use crate::recorders::spectral::SpectralOptions;
-use crate::tokens::Tokenization;
+use crate::tokens::{Form, Tokenization};
 
 /// Which model is run, and how.
 #[derive(Clone, Debug)]
@@ -106,6 +106,10 @@ impl Job {
         if let Some(origin) = origin {
             model["revision"] = origin.commit.clone().into();
         }
+        let chat = match self.tokenization.form {
+            Form::AsGiven => None,
+            Form::Chat { date } => Some(json!({ "date": date.map(|date| date.to_string()) })),
+        };
         json!({
             "model": model,
             "device": format!("{:?}", self.model.device.location()).to_lowercase(),
@@ -115,6 +119,11 @@ impl Job {
             },
             "inputs_sha256": inputs,
             "special_tokens": self.tokenization.special == Special::Add,
+            "special_tokens_in_text": match self.tokenization.written {
+                Written::Parse => "parse",
+                Written::Plain => "plain",
+            },
+            "chat": chat,
             "max_tokens": self.tokenization.max_tokens,
             "capture": capture,
             "spectral": self.spectral.as_ref().map(SpectralOptions::describe),

@@ -66,7 +66,8 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     let source = &resolved.source;
     let info = runner::read_config(source)?.info();
     let tokenizer = load_tokenizer(source)?;
-    let inputs = Inputs::new(prompts, tokenizer, job.tokenization, &info)?;
+    let chat = job.tokenization.chat(source)?;
+    let inputs = Inputs::new(prompts, tokenizer, chat, job.tokenization, &info)?;
     let lengths = inputs.lengths()?;
     if lengths.n_cut > 0 {
         let limit = job.tokenization.max_tokens.unwrap_or_default();
