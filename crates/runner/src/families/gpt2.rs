@@ -6,7 +6,7 @@ use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 
 use super::trunk::embedding;
-use super::{Family, activation, dense, divides};
+use super::{Details, Family, activation, dense, divides};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -140,6 +140,10 @@ impl Family for Config {
             has_pos_embed: true,
             layers: vec![layer; self.n_layer],
         }
+    }
+
+    fn details(&self) -> Details {
+        Details { tied_embeddings: self.tie_word_embeddings, ..Details::default() }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

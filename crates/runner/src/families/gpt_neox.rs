@@ -8,7 +8,7 @@ use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 
 use super::trunk::embedding;
-use super::{Family, activation, dense, divides};
+use super::{Details, Family, activation, dense, divides};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{Partial, Rope, RopeDefaults, RopeSizes};
@@ -97,6 +97,14 @@ impl Family for Config {
             n_ctx: self.max_position_embeddings,
             has_pos_embed: false,
             layers: vec![layer; self.num_hidden_layers],
+        }
+    }
+
+    fn details(&self) -> Details {
+        Details {
+            tied_embeddings: self.tie_word_embeddings,
+            rope: Some(self.rope.clone()),
+            ..Details::default()
         }
     }
 
