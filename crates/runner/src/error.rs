@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::hub::HubFault;
+use crate::refusal::Refusal;
 
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -255,6 +256,14 @@ pub enum Error {
         found: String,
         /// The ones that are built.
         supported: &'static str,
+    },
+    /// A folder that is known to be something else than a model that can be run.
+    #[error("{} is {refusal}", path.display())]
+    Refused {
+        /// The folder, or the file of it that says so.
+        path: PathBuf,
+        /// What it is.
+        refusal: Refusal,
     },
     /// The model cannot be placed on this device.
     #[error("device {device} is not supported by this build; use the CPU")]

@@ -51,6 +51,7 @@ mod hub;
 mod inventory;
 mod layers;
 mod model;
+mod refusal;
 mod session;
 mod source;
 mod tokenizer;
@@ -61,13 +62,14 @@ pub use chat::{Chat, Date, Message};
 pub use config::{Config, Rope, RopeScaling};
 pub use error::{Error, Fault, GgufFault, Result, SafetensorsFault};
 pub use families::{
-    Trunk, gemma, gemma2, gemma3, gpt_neox, gpt2, granite, llama, mistral, mixtral, olmo2, phi3,
-    qwen2, qwen3, smollm3,
+    Details, Trunk, gemma, gemma2, gemma3, gpt_neox, gpt2, granite, llama, mistral, mixtral, olmo2,
+    phi3, qwen2, qwen3, smollm3,
 };
 pub use fingerprint::Fingerprint;
 pub use hub::{HubEvent, HubFault, HubId, HubOptions, Network, Origin, Patience, Proxies, Token};
-pub use inventory::Inventory;
+pub use inventory::{Claims, Inventory};
 pub use model::{LoadOptions, Model, WeightDtype, read_config};
+pub use refusal::{Kind, Refusal, WeightFormat};
 pub use session::{Input, Session};
 pub use source::{BuiltIn, Resolved, Source};
 pub use tokenizer::{Encoding, Special, Tokenizer, Written};

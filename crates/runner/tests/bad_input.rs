@@ -11,7 +11,7 @@ use common::gguf::{File, Stored, Value, llama};
 use common::{Folder, at, single};
 use hooks::{Batch, Edit, Edits, NoSink, Row, Rule, Wanted};
 use runner::{
-    Error, Fault, GgufFault, Input, KvCache, LoadOptions, Model, SafetensorsFault, Source,
+    Error, Fault, GgufFault, Input, KvCache, LoadOptions, Model, Refusal, SafetensorsFault, Source,
     Tokenizer,
 };
 use serde_json::json;
@@ -302,7 +302,10 @@ fn families_and_quantizations_that_are_not_built() {
     let mut folder = Folder::llama();
     folder.config["quantization_config"] = json!({"quant_method": "awq", "bits": 4});
     let error = model_fault(folder.write().load().unwrap_err());
-    assert!(matches!(&error, Error::Unsupported { found, .. } if found == "awq"), "{error}");
+    assert!(
+        matches!(&error, Error::Refused { refusal: Refusal::Quantized { method, .. }, .. } if method == "AWQ"),
+        "{error}"
+    );
     folder = Folder::llama();
     folder.config["hidden_act"] = json!("xielu");
     let error = model_fault(folder.write().load().unwrap_err());
@@ -314,7 +317,7 @@ fn folders_that_lack_files() {
     let empty = tempfile::tempdir().unwrap();
     let source = Source::resolve(empty.path().to_str().unwrap()).unwrap();
     let error = Model::load(&source, &LoadOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::FileMissing { expected: "config.json", .. }));
+    assert!(matches!(error, Error::Refused { refusal: Refusal::Empty, .. }), "{error}");
     let error = Tokenizer::load(&source).unwrap_err();
     assert!(matches!(error, Error::FileMissing { expected: "tokenizer.json", .. }));
     let folder = Folder::llama();

@@ -4,7 +4,7 @@ use hooks::ModelInfo;
 use kernels::activation::ActivationFunction;
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, LLAMA_MODULES, Trunk, causal_only, dense};
+use super::{Details, Family, LLAMA_MODULES, Trunk, causal_only, dense};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -63,6 +63,10 @@ impl Family for Config {
 
     fn info(&self) -> ModelInfo {
         self.trunk.info("gemma", LLAMA_MODULES, |_| self.trunk.layer(dense(self.intermediate_size)))
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

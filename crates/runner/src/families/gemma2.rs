@@ -5,7 +5,7 @@ use hooks::{LayerInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, LLAMA_LAYOUT, Sight, Trunk, causal_only, dense, gemma, windows};
+use super::{Details, Family, LLAMA_LAYOUT, Sight, Trunk, causal_only, dense, gemma, windows};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -143,6 +143,14 @@ impl Family for Config {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        Details {
+            attention_soft_cap: self.attn_logit_softcapping,
+            logit_soft_cap: self.final_logit_softcapping,
+            ..self.trunk.details()
+        }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

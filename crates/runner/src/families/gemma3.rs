@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, Sight, Trunk, causal_only, dense, gemma, gemma2, windows};
+use super::{Details, Family, Sight, Trunk, causal_only, dense, gemma, gemma2, windows};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{GgufFields, Rope, RopeDefaults, RopeScaling, RopeSizes};
@@ -152,6 +152,14 @@ impl Family for Config {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        Details {
+            local_rope: Some(self.local_rope.clone()),
+            logit_soft_cap: self.final_logit_softcapping,
+            ..self.trunk.details()
+        }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

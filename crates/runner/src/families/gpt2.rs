@@ -6,7 +6,7 @@ use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 
 use super::trunk::embedding;
-use super::{Family, activation, dense, divides};
+use super::{Details, Family, activation, dense, divides};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -157,6 +157,10 @@ impl Family for Config {
             layers: vec![layer; self.n_layer],
             modules: MODULES,
         }
+    }
+
+    fn details(&self) -> Details {
+        Details { tied_embeddings: self.tie_word_embeddings, ..Details::default() }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -8,7 +8,7 @@ use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 
 use super::trunk::embedding;
-use super::{Family, activation, dense, divides};
+use super::{Details, Family, activation, dense, divides};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{Partial, Rope, RopeDefaults, RopeSizes};
@@ -114,6 +114,14 @@ impl Family for Config {
             has_pos_embed: false,
             layers: vec![layer; self.num_hidden_layers],
             modules: MODULES,
+        }
+    }
+
+    fn details(&self) -> Details {
+        Details {
+            tied_embeddings: self.tie_word_embeddings,
+            rope: Some(self.rope.clone()),
+            ..Details::default()
         }
     }
 

@@ -4,7 +4,7 @@
 use hooks::{ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, Trunk, dense};
+use super::{Details, Family, Trunk, dense};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::layers::{Decoder, Logits};
@@ -60,6 +60,10 @@ impl Family for Config {
 
     fn info(&self) -> ModelInfo {
         self.trunk.info("granite", MODULES, |_| self.trunk.layer(dense(self.intermediate_size)))
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -3,7 +3,7 @@
 use hooks::{LayerInfo, ModelInfo};
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, LLAMA_MODULES, Trunk, dense};
+use super::{Details, Family, LLAMA_MODULES, Trunk, dense};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::layers::Decoder;
@@ -41,6 +41,10 @@ impl Family for Config {
             window: self.sliding_window,
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

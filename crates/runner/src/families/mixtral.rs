@@ -12,7 +12,7 @@ use kernels::router::Selection;
 use serde_json::Value;
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, LLAMA_LAYER, LLAMA_LAYOUT, Trunk};
+use super::{Details, Family, LLAMA_LAYER, LLAMA_LAYOUT, Trunk};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{GgufFields, RopeDefaults};
@@ -129,6 +129,10 @@ impl Family for Config {
             window: self.sliding_window,
             ..self.trunk.layer(MlpInfo::Mixture { n_experts, k })
         })
+    }
+
+    fn details(&self) -> Details {
+        Details { d_expert: Some(self.intermediate_size), ..self.trunk.details() }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -23,13 +23,30 @@ use hooks::{MlpInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 use serde_json::Value;
 
-use crate::config::GgufFields;
 use crate::config::fields::Fields;
+use crate::config::{GgufFields, Rope};
 use crate::layers::Decoder;
 use crate::weights::{GgufLayout, RotaryRows, Weights};
 use crate::{Error, Result};
 
 pub use trunk::Trunk;
+
+/// What beside its sizes tells a model apart.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Details {
+    /// Whether the unembedding is the embedding.
+    pub tied_embeddings: bool,
+    /// Rotary positions; `None` where positions are learned embeddings.
+    pub rope: Option<Rope>,
+    /// Rotary positions of layers with a window, where they differ.
+    pub local_rope: Option<Rope>,
+    /// Bound of the attention scores.
+    pub attention_soft_cap: Option<f64>,
+    /// Bound of the logits.
+    pub logit_soft_cap: Option<f64>,
+    /// Width of an expert's MLP.
+    pub d_expert: Option<usize>,
+}
 
 /// What a family does: read its configuration, and make a decoder of it.
 pub(crate) trait Family: Sized {
@@ -48,6 +65,9 @@ pub(crate) trait Family: Sized {
 
     /// Sizes and layers, as observers know them.
     fn info(&self) -> ModelInfo;
+
+    /// What beside the sizes tells models apart.
+    fn details(&self) -> Details;
 
     /// The decoder.
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder>;

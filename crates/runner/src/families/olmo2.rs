@@ -4,7 +4,7 @@
 use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, Trunk, dense};
+use super::{Details, Family, Trunk, dense};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::layers::{Block, Branch, Decoder, QueryKeyNorm, Residual};
@@ -51,6 +51,10 @@ impl Family for Config {
             pre_norms: false,
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -4,7 +4,7 @@
 use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, Scales, module};
-use super::{Family, LLAMA_LAYOUT, Trunk, dense};
+use super::{Details, Family, LLAMA_LAYOUT, Trunk, dense};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{GgufFields, Partial, RopeDefaults, RopeNames};
@@ -91,6 +91,10 @@ impl Family for Config {
             window: self.sliding_window,
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -4,7 +4,7 @@
 use hooks::{LayerInfo, ModelInfo};
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, LLAMA_MODULES, Sight, Trunk, dense, windows};
+use super::{Details, Family, LLAMA_MODULES, Sight, Trunk, dense, windows};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -73,6 +73,10 @@ impl Family for Config {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -4,7 +4,7 @@
 use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, Trunk, dense, qwen2};
+use super::{Details, Family, Trunk, dense, qwen2};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -75,6 +75,10 @@ impl Family for Config {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

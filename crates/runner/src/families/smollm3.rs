@@ -5,7 +5,7 @@ use hooks::{LayerInfo, ModelInfo};
 use serde_json::Value;
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, LLAMA_MODULES, Sight, Trunk, dense, windows};
+use super::{Details, Family, LLAMA_MODULES, Sight, Trunk, dense, windows};
 use crate::Result;
 use crate::config::RopeDefaults;
 use crate::config::fields::{Fields, bound};
@@ -83,6 +83,10 @@ impl Family for Config {
             rotary: self.rotary[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

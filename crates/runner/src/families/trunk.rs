@@ -11,7 +11,7 @@ use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 use serde_json::Value;
 
-use super::{activation, divides};
+use super::{Details, activation, divides};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{GgufFields, Rope, RopeDefaults, RopeSizes};
@@ -206,6 +206,15 @@ impl Trunk {
             has_pos_embed: false,
             layers: (0..self.num_hidden_layers).map(layer).collect(),
             modules,
+        }
+    }
+
+    /// What beside the sizes tells models apart, as far as the trunk knows.
+    pub(super) fn details(&self) -> Details {
+        Details {
+            tied_embeddings: self.tie_word_embeddings,
+            rope: Some(self.rope.clone()),
+            ..Details::default()
         }
     }
 
