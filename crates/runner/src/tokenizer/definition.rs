@@ -1,16 +1,25 @@
 //! What is looked at in a `tokenizer.json` before the library reads it.
 //!
-//! The library panics on merges that its vocabulary does not have room for. A
+//! The library panics on merges that its vocabulary does not have room for, on
+//! templates with tokens that they do not define, and on cuts of no length. A
 //! caught panic is still written to standard error by the program's panic hook,
 //! so what is known to panic is found here.
 
 use std::collections::HashSet;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 #[derive(Deserialize)]
 struct Definition {
     model: Option<Model>,
+}
+
+/// The steps before and after the model.
+#[derive(Deserialize)]
+struct Steps {
+    pre_tokenizer: Option<Value>,
+    post_processor: Option<Value>,
 }
 
 /// The parts of a byte-pair encoding; other models have no merges.
@@ -68,6 +77,41 @@ impl Merge {
 
 /// Checks a definition; whatever else is wrong with it, the library says.
 pub(super) fn check(json: &[u8]) -> tokenizers::Result<()> {
+    if let Ok(steps) = serde_json::from_slice::<Steps>(json) {
+        steps.pre_tokenizer.iter().try_for_each(check_cuts)?;
+        steps.post_processor.iter().try_for_each(check_template)?;
+    }
+    check_merges(json)
+}
+
+/// The steps of a sequence, under whichever name.
+fn steps(step: &Value) -> impl Iterator<Item = &Value> {
+    let lists =
+        ["pretokenizers", "processors"].into_iter().filter_map(|name| step[name].as_array());
+    lists.flatten()
+}
+
+fn check_cuts(step: &Value) -> tokenizers::Result<()> {
+    if step["type"] == "FixedLength" && step["length"] == 0 {
+        return Err("a FixedLength step needs a length of at least 1".into());
+    }
+    steps(step).try_for_each(check_cuts)
+}
+
+fn check_template(step: &Value) -> tokenizers::Result<()> {
+    let pieces = ["single", "pair"].into_iter().filter_map(|name| step[name].as_array()).flatten();
+    for name in pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str()) {
+        if step["special_tokens"].get(name).is_none() {
+            let shown: String = name.chars().take(80).collect();
+            return Err(
+                format!("the template uses `{shown}`, which is not in its special_tokens").into()
+            );
+        }
+    }
+    steps(step).try_for_each(check_template)
+}
+
+fn check_merges(json: &[u8]) -> tokenizers::Result<()> {
     let Ok(Definition { model: Some(model) }) = serde_json::from_slice(json) else {
         return Ok(());
     };
@@ -116,6 +160,26 @@ mod tests {
             assert!(!check(bad, "null"), "{bad}");
         }
         assert!(!check(r#"["a","b"]"#, r###""##""###));
+    }
+
+    #[test]
+    fn steps_need_what_they_use() {
+        let template = |token: &str| {
+            let template = format!(
+                r#"{{"type":"TemplateProcessing","single":[{{"SpecialToken":{{"id":"{token}","type_id":0}}}}],"special_tokens":{{"<s>":{{}}}}}}"#
+            );
+            let nested = format!(r#"{{"type":"Sequence","processors":[{template}]}}"#);
+            [template, nested]
+                .map(|p| check(format!(r#"{{"post_processor":{p}}}"#).as_bytes()).is_ok())
+        };
+        assert_eq!(template("<s>"), [true, true]);
+        assert_eq!(template("<x>"), [false, false]);
+        let cut = |length: usize| {
+            let step =
+                format!(r#"{{"pretokenizers":[{{"type":"FixedLength","length":{length}}}]}}"#);
+            check(format!(r#"{{"pre_tokenizer":{step}}}"#).as_bytes()).is_ok()
+        };
+        assert!(cut(1) && !cut(0));
     }
 
     #[test]
