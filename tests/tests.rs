@@ -7,4 +7,5 @@ mod support;
 mod bad_input;
 mod commands;
 mod crash;
+mod models;
 mod readers;

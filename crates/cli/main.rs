@@ -7,6 +7,7 @@ mod print;
 mod progress;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,12 +15,12 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, Fault, Item, Job, ModelChoice, PromptSource, Special, SpectralOptions,
-    StoredType, Tokenization, WeightDtype,
+    CaptureOptions, CheckOptions, Fault, Item, Job, ModelChoice, PromptSource, Special,
+    SpectralOptions, StoredType, Tokenization, WeightDtype,
 };
 use serde::Serialize;
 
-use args::{Cli, Command, RunArgs, Shared};
+use args::{CheckArgs, Cli, Command, ModelsArgs, RunArgs, Shared};
 use print::Print;
 use progress::Meter;
 
@@ -123,12 +124,50 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                 Item { name: show.item.clone(), prompt: show.prompt.clone(), limit: show.rows };
             emit(shared, &engine::show(&show.run, &item)?)
         }
-        Command::Models(models) => match &models.model {
-            None => emit(shared, &engine::families()),
-            Some(model) => emit(shared, &engine::explain(model)?),
-        },
+        Command::Models(models) => look_at(shared, models),
         Command::Doctor => emit(shared, &engine::doctor()),
     }
+}
+
+/// Lists families, explains a model or checks it.
+fn look_at(shared: &Shared, models: &ModelsArgs) -> anyhow::Result<()> {
+    let Some(model) = &models.model else {
+        return emit(shared, &engine::families());
+    };
+    if models.check {
+        let options = check_options(model, &models.over);
+        return emit(shared, &engine::check(&options, &mut Meter::new(shared.quiet))?);
+    }
+    let explained = engine::explain(model, models.context)?;
+    emit(shared, &explained)?;
+    // What was found is shown; that it cannot be loaded is the outcome.
+    explained.refusal.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn check_options(model: &str, args: &CheckArgs) -> CheckOptions {
+    let prompts = match (&args.prompts, &args.token_ids) {
+        (None, None) if args.prompt.is_empty() => None,
+        _ => Some(prompt_source(&args.prompt, args.prompts.as_deref(), args.token_ids.as_deref())),
+    };
+    CheckOptions {
+        model: model.to_owned(),
+        reference: args.reference.clone(),
+        prompts,
+        tokenization: tokenization(args.no_bos, args.max_tokens),
+    }
+}
+
+fn prompt_source(texts: &[String], file: Option<&Path>, token_ids: Option<&Path>) -> PromptSource {
+    match (file, token_ids) {
+        (Some(file), _) if file.as_os_str() == "-" => PromptSource::Stdin,
+        (Some(file), _) => PromptSource::File(file.to_owned()),
+        (None, Some(file)) => PromptSource::TokenIds(file.to_owned()),
+        (None, None) => PromptSource::Texts(texts.to_owned()),
+    }
+}
+
+fn tokenization(no_bos: bool, max_tokens: Option<usize>) -> Tokenization {
+    Tokenization { special: if no_bos { Special::Omit } else { Special::Add }, max_tokens }
 }
 
 fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
@@ -139,12 +178,8 @@ fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
 /// A job that measures nothing yet.
 fn job(args: &RunArgs) -> Job {
     let prompts = &args.prompts;
-    let source = match (&prompts.prompts, &prompts.token_ids) {
-        (Some(file), _) if file.as_os_str() == "-" => PromptSource::Stdin,
-        (Some(file), _) => PromptSource::File(file.clone()),
-        (None, Some(file)) => PromptSource::TokenIds(file.clone()),
-        (None, None) => PromptSource::Texts(prompts.prompt.clone()),
-    };
+    let source =
+        prompt_source(&prompts.prompt, prompts.prompts.as_deref(), prompts.token_ids.as_deref());
     Job {
         model: ModelChoice {
             model: args.model.model.clone(),
@@ -157,10 +192,7 @@ fn job(args: &RunArgs) -> Job {
             },
         },
         prompts: source,
-        tokenization: Tokenization {
-            special: if args.no_bos { Special::Omit } else { Special::Add },
-            max_tokens: args.max_tokens,
-        },
+        tokenization: tokenization(args.no_bos, args.max_tokens),
         capture: None,
         spectral: None,
         routing: None,
