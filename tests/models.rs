@@ -123,6 +123,34 @@ fn memory_follows_the_formula() {
 }
 
 #[test]
+fn a_gguf_file_of_something_else_is_refused() {
+    let folder = folder(&[]);
+    let path = folder.path().join("adapter.gguf");
+    write_gguf_llama(&path, false);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // One more pair before the first.
+    let key = b"general.architecture";
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap();
+    assert_eq!(&bytes[at + key.len() + 12..][..5], b"llama");
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let kind = [text("general.type"), vec![8, 0, 0, 0], text("adapter")].concat();
+    bytes.splice(at - 8..at - 8, kind.iter().copied());
+    let pairs = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) + 1;
+    bytes[16..24].copy_from_slice(&pairs.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let (stdout, stderr) = refused(&path);
+    assert!(stdout.contains("adapter") && stderr.contains("general.type"), "{stdout} {stderr}");
+}
+
+#[test]
+fn tensors_that_no_language_model_has_are_not_counted() {
+    let found = explained(&golden("gemma3-mm"));
+    let text_only = explained(&golden("gemma3-a"));
+    assert!(found["unread_tensors"].as_u64().unwrap() > 0, "{found}");
+    assert_eq!(text_only["unread_tensors"], 0);
+}
+
+#[test]
 fn quantized_weights_are_counted_as_they_are_stored() {
     let folder = folder(&[]);
     let model = folder.path().join("small.gguf");

@@ -442,6 +442,11 @@ impl Print for Explained {
             rows.push(("parameters", parameters));
             let bytes = human::bytes(weights.file_bytes);
             rows.push(("weights in files", format!("{bytes} ({})", stored.join(", "))));
+            if weights.unread_tensors > 0 {
+                let n = weights.unread_tensors as u64;
+                let tensors = human::count(n, "tensor");
+                rows.push(("not read", format!("{tensors} of images, or constants")));
+            }
         }
         let tokenizer = match (self.tokenizer, &self.tokenizer_problem) {
             (Some(n), _) => format!("{n} entries"),

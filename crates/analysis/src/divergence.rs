@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     fn logits(rows: &[[f32; 2]]) -> Tensor {
-        Tensor::new(rows, &Device::Cpu).unwrap()
+        Tensor::from_vec(rows.concat(), (rows.len(), 2), &Device::Cpu).unwrap()
     }
 
     #[test]

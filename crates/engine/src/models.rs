@@ -136,6 +136,8 @@ pub struct StoredWeights {
     pub file_bytes: u64,
     /// Stored types of the weights, with the number of tensors of each.
     pub stored_as: BTreeMap<String, usize>,
+    /// Tensors of the files that are not read: those of images, and constants.
+    pub unread_tensors: usize,
 }
 
 /// Memory to run a model.
@@ -246,6 +248,7 @@ pub fn explain(spec: &str, context: Option<usize>) -> Result<Explained> {
             n_parameters: inventory.parameters,
             file_bytes: inventory.bytes,
             stored_as: inventory.stored_as,
+            unread_tensors: inventory.unread_tensors,
         }
     });
     Ok(explained)

@@ -12,6 +12,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::config::{COMPOSITES, Config};
+use crate::gguf::Gguf;
 use crate::source::Source;
 use crate::{Error, Result};
 
@@ -95,6 +96,14 @@ pub enum Refusal {
     GgufFolder {
         /// Some of them.
         files: Vec<String>,
+    },
+    /// A GGUF file of something else.
+    #[error(
+        "a GGUF file of type `{kind}` (general.type), not of a model; adapters are merged into their model before it is converted"
+    )]
+    GgufKind {
+        /// `general.type`.
+        kind: String,
     },
     /// Folders with models, and no model of its own.
     #[error("not a model itself, but its sub-folders hold some: name one of {}", folders.join(", "))]
@@ -424,7 +433,22 @@ fn adapter(source: &Source) -> Result<Refusal> {
 pub(crate) fn check_config(path: &Path, members: &Map<String, Value>) -> Result<()> {
     match quantization(members).or_else(|| kind(members)) {
         None => Ok(()),
-        Some(refusal) => Err(Error::Refused { path: path.to_owned(), refusal }),
+        Some(refusal) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            Err(Error::Refused { path: folder.unwrap_or(path).to_owned(), refusal })
+        }
+    }
+}
+
+/// Refuses a GGUF file that says it is something else than a model.
+pub(crate) fn check_gguf(gguf: &Gguf) -> Result<()> {
+    const KEY: &str = "general.type";
+    match gguf.text(KEY) {
+        Ok(kind) if kind != "model" => Err(Error::Refused {
+            path: gguf.path().to_owned(),
+            refusal: Refusal::GgufKind { kind: clip(kind) },
+        }),
+        _ => Ok(()),
     }
 }
 
