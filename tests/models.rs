@@ -54,7 +54,6 @@ fn what_can_be_loaded_is_listed() {
 
 #[test]
 fn lines_fit_a_terminal() {
-    // Hook points and memory of every kind of model; the names of files are one's own.
     let mut models = vec![PathBuf::from("tiny-mixtral"), gguf("gemma3-d.gguf")];
     models.extend(["gemma3-mm", "smollm3-b", "phi3-c", "gpt2-a"].map(golden));
     for model in models {

@@ -82,21 +82,23 @@ Examples:
   eigenlens models model.Q4_1.gguf --check
   eigenlens models model.Q4_1.gguf --check --reference ./original --prompts texts.jsonl
 
-A folder or file that cannot be loaded is explained as far as it can be read, and the exit code is 3.
+What cannot be loaded is explained as far as it can be read, and the exit code is 3.
 
 Memory, with b bytes a number, P parameters and T positions (--context):
   weights      b P; quantized blocks as they are stored
   cache        2 b T times the sum of n_kv_heads d_head over layers
   activations  b (T w + d_vocab), w the widest moment of a layer: with d = d_model,
-               a = n_heads d_head, c = n_kv_heads d_head the larger of 3 d + 3 a + 5 c and
-               5 d + 3 d_mlp, in mixtures 5 d + k (d + 3 d_expert)
-The cache is kept where a text is continued. On top come what is captured, the work buffers of products
-(some MB a thread), the program and its tokenizer (some 30 MB for 50,000 entries). While weights are
-loaded their file is mapped, too, which counts as resident and can be given back.
+               a = n_heads d_head, c = n_kv_heads d_head the larger of
+               3 d + 3 a + 5 c and 5 d + 3 d_mlp, in mixtures 5 d + k (d + 3 d_expert)
+The cache is kept where a text is continued. On top come what is captured, the work
+buffers of products (some MB a thread), the program and its tokenizer (some 30 MB for
+50,000 entries). While weights are loaded their file is mapped, too, which counts as
+resident and can be given back.
 
---check runs a text through the model as it is stored and through its reference: the same model in f32,
-or --reference. It prints the divergence KL of their next-token distributions in nats a token, how often
-both find the same token most likely, and the perplexity of each.")]
+--check runs a text through the model as it is stored and through its reference: the
+same model in f32, or --reference. It prints the divergence KL of their next-token
+distributions in nats a token, how often both find the same token most likely, and the
+perplexity of each.")]
     Models(ModelsArgs),
     /// Tell what this machine and this build can do.
     #[command(after_help = "Examples:\n  eigenlens doctor\n  eigenlens doctor --json")]

@@ -453,7 +453,9 @@ impl Print for Explained {
             (None, Some(problem)) => format!("cannot be used: {problem}"),
             (None, None) => "none".to_owned(),
         };
-        rows.push(("tokenizer", tokenizer));
+        if self.refusal.is_none() || tokenizer != "none" {
+            rows.push(("tokenizer", tokenizer));
+        }
         if !self.unread_files.is_empty() {
             let some = self.unread_files.iter().take(12).map(String::as_str);
             let more = self.unread_files.len().saturating_sub(12);

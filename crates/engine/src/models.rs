@@ -232,7 +232,12 @@ pub fn explain(spec: &str, context: Option<usize>) -> Result<Explained> {
     match Tokenizer::load(&source) {
         Ok(tokenizer) => explained.tokenizer = Some(tokenizer.vocabulary_size()),
         Err(runner::Error::FileMissing { .. }) => {}
-        Err(error) => explained.tokenizer_problem = Some(error.to_string()),
+        Err(error) => {
+            // A file that cannot be read at all is refused once.
+            let problem = error.to_string();
+            let known = explained.refusal.as_ref().is_some_and(|e| e.to_string() == problem);
+            explained.tokenizer_problem = Some(problem).filter(|_| !known);
+        }
     }
     if let Some(config) = &config {
         let (info, details) = (config.info(), config.details());

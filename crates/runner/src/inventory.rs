@@ -146,10 +146,9 @@ impl Claims {
             let claim = |key: &&str| Some(((*key).to_owned(), shown(gguf.text(key).ok()?)));
             return Self(TELLING_GGUF.iter().filter_map(claim).collect());
         }
-        let json = source.open_json("config.json").ok().flatten();
-        let value: Option<Value> = json.and_then(|json| serde_json::from_slice(&json).ok());
+        let members = refusal::read(source, "config.json").unwrap_or_default();
         let claim = |key: &&str| {
-            let text = match value.as_ref()?.get(key)? {
+            let text = match members.get(*key)? {
                 Value::String(text) => shown(text),
                 Value::Array(items) => shown(items.first()?.as_str()?),
                 number @ Value::Number(_) => number.to_string(),
