@@ -91,6 +91,25 @@ fn sizes_are_those_of_the_configuration() {
 }
 
 #[test]
+fn the_tokenizer_is_looked_at() {
+    let tiny = explained(Path::new("tiny-mixtral"));
+    let special = tiny["special_tokens"].as_array().unwrap();
+    let tokens = run(["models", "tiny-mixtral"]).code(0).stdout;
+    assert_eq!(tiny["tokenizer"], 512);
+    assert_eq!(tiny["chat_template"], "absent");
+    for token in special {
+        assert!(tokens.contains(token.as_str().unwrap()), "{tokens}");
+    }
+    let config = std::fs::read_to_string(golden("llama-a").join("config.json")).unwrap();
+    let folder = folder(&[("config.json", &config), ("chat_template.jinja", "{{ messages }}")]);
+    let weights = "model.safetensors";
+    std::fs::copy(golden("llama-a").join(weights), folder.path().join(weights)).unwrap();
+    assert_eq!(explained(folder.path())["chat_template"], "present");
+    std::fs::write(folder.path().join("chat_template.jinja"), "{% if").unwrap();
+    assert_eq!(explained(folder.path())["chat_template"], "unusable");
+}
+
+#[test]
 fn memory_follows_the_formula() {
     let llama = explained(&golden("llama-a"));
     let n = |key: &str| llama[key].as_u64().unwrap();

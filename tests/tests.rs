@@ -5,7 +5,9 @@
 mod support;
 
 mod bad_input;
+mod chat;
 mod commands;
 mod crash;
+mod hub;
 mod models;
 mod readers;

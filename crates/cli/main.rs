@@ -15,8 +15,8 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, CheckOptions, Fault, Item, Job, ModelChoice, PromptSource, Special,
-    SpectralOptions, StoredType, Tokenization, WeightDtype,
+    CaptureOptions, CheckOptions, Fault, Form, Item, Job, ModelChoice, PromptSource, Special,
+    SpectralOptions, StoredType, Tokenization, WeightDtype, Written,
 };
 use serde::Serialize;
 
@@ -138,7 +138,7 @@ fn look_at(shared: &Shared, models: &ModelsArgs) -> anyhow::Result<()> {
         let options = check_options(model, &models.over);
         return emit(shared, &engine::check(&options, &mut Meter::new(shared.quiet))?);
     }
-    let explained = engine::explain(model, models.context)?;
+    let explained = engine::explain(model, models.context, &mut Meter::new(shared.quiet))?;
     emit(shared, &explained)?;
     // What was found is shown; that it cannot be loaded is the outcome.
     explained.refusal.map_or(Ok(()), |error| Err(error.into()))
@@ -153,7 +153,11 @@ fn check_options(model: &str, args: &CheckArgs) -> CheckOptions {
         model: model.to_owned(),
         reference: args.reference.clone(),
         prompts,
-        tokenization: tokenization(args.no_bos, args.max_tokens),
+        tokenization: Tokenization {
+            special: special(args.no_bos),
+            max_tokens: args.max_tokens,
+            ..Tokenization::default()
+        },
     }
 }
 
@@ -166,8 +170,8 @@ fn prompt_source(texts: &[String], file: Option<&Path>, token_ids: Option<&Path>
     }
 }
 
-fn tokenization(no_bos: bool, max_tokens: Option<usize>) -> Tokenization {
-    Tokenization { special: if no_bos { Special::Omit } else { Special::Add }, max_tokens }
+fn special(no_bos: bool) -> Special {
+    if no_bos { Special::Omit } else { Special::Add }
 }
 
 fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
@@ -192,7 +196,15 @@ fn job(args: &RunArgs) -> Job {
             },
         },
         prompts: source,
-        tokenization: tokenization(args.no_bos, args.max_tokens),
+        tokenization: Tokenization {
+            special: special(args.no_bos),
+            written: match args.special {
+                args::Special::Parse => Written::Parse,
+                args::Special::Plain => Written::Plain,
+            },
+            form: if args.chat { Form::Chat { date: args.date } } else { Form::AsGiven },
+            max_tokens: args.max_tokens,
+        },
         capture: None,
         spectral: None,
         routing: None,

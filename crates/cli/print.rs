@@ -4,7 +4,7 @@ use std::io::{Result, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use engine::{
-    Check, Contents, Demo, Divergence, Doctor, Explained, Families, Outcome, Report,
+    ChatTemplate, Check, Contents, Demo, Divergence, Doctor, Explained, Families, Outcome, Report,
     RoutingSummary, Rows, Shown, Sizes, SpectralSummary, TensorValues, Windows, human,
 };
 use serde_json::Value;
@@ -455,6 +455,19 @@ impl Print for Explained {
         };
         if self.refusal.is_none() || tokenizer != "none" {
             rows.push(("tokenizer", tokenizer));
+        }
+        if self.tokenizer.is_some() {
+            let around = match self.special_tokens.as_slice() {
+                [] => "nothing".to_owned(),
+                tokens => tokens.iter().map(|token| shorten(token)).collect::<Vec<_>>().join(" "),
+            };
+            rows.push(("put around a text", around));
+            let template = match self.chat_template {
+                ChatTemplate::Present => "present",
+                ChatTemplate::Absent => "none",
+                ChatTemplate::Unusable => "cannot be used",
+            };
+            rows.push(("chat template", template.to_owned()));
         }
         if !self.unread_files.is_empty() {
             let some = self.unread_files.iter().take(12).map(String::as_str);

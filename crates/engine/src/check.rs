@@ -10,6 +10,7 @@ use hooks::{ActivationCache, Batch, Edits, HookPoint, Plan, Row, Site, Wanted};
 use runner::{Input, Inventory, KvCache, LoadOptions, Model, Source, Tokenizer, WeightDtype};
 use serde::Serialize;
 
+use crate::models::resolve;
 use crate::prompts::{Prompt, PromptSource};
 use crate::run::load_tokenizer;
 use crate::tokens::{Inputs, Tokenization};
@@ -101,9 +102,12 @@ pub struct Divergence {
 /// [`Error::NoTokenizer`] for text without a tokenizer, [`Error::ShortText`], and
 /// those of prompts and of loading.
 pub fn check(options: &CheckOptions, progress: &mut dyn Progress) -> Result<Check> {
-    let source = Source::resolve(&options.model)?;
+    let source = resolve(&options.model, progress)?.source;
     let mut info = runner::read_config(&source)?.info();
-    let reference = options.reference.as_deref().map(Source::resolve).transpose()?;
+    let reference = match &options.reference {
+        Some(reference) => Some(resolve(reference, progress)?.source),
+        None => None,
+    };
     let mut tokenization = options.tokenization;
     if let Some(reference) = &reference {
         let other = runner::read_config(reference)?.info();
@@ -129,7 +133,7 @@ pub fn check(options: &CheckOptions, progress: &mut dyn Progress) -> Result<Chec
     let prompts = crate::prompts::read(&prompts)?;
     let n_texts = prompts.len();
     let tokenizer = load_tokenizer(&source, &prompts)?;
-    let inputs = Inputs::new(prompts, tokenizer, tokenization, &info)?;
+    let inputs = Inputs::new(prompts, tokenizer, tokenization.chat(&source)?, tokenization, &info)?;
     let lengths = inputs.lengths()?;
     if lengths.tokens.iter().all(|&tokens| tokens < 2) {
         return Err(Error::ShortText);

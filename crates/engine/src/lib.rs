@@ -31,16 +31,16 @@ pub use error::{Error, Fault, Result};
 pub use hooks::{Positions, Selection};
 pub use job::{Job, ModelChoice};
 pub use models::{
-    Explained, Families, HookShape, Memory, MemoryUse, Sizes, StoredWeights, Windows, explain,
-    families,
+    ChatTemplate, Explained, Families, HookShape, Memory, MemoryUse, Sizes, StoredWeights, Windows,
+    explain, families,
 };
 pub use progress::{Progress, Silent};
 pub use prompts::{Content, Prompt, PromptSource};
 pub use recorders::capture::CaptureOptions;
 pub use recorders::spectral::SpectralOptions;
 pub use run::{Outcome, run};
-pub use runner::{Special, WeightDtype};
+pub use runner::{Date, Message, Special, WeightDtype, Written};
 pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};
 pub use store::StoredType;
 pub use summary::{Report, RoutingSummary, SpectralSummary};
-pub use tokens::Tokenization;
+pub use tokens::{Form, Tokenization};

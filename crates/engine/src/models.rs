@@ -6,10 +6,13 @@
 use std::collections::BTreeMap;
 
 use hooks::{LayerInfo, MlpInfo, ModelInfo, Site};
-use runner::{BuiltIn, Claims, Config, Details, Inventory, Rope, RopeScaling, Source, Tokenizer};
+use runner::{
+    BuiltIn, Chat, Claims, Config, Details, HubEvent, HubOptions, Inventory, Resolved, Rope,
+    RopeScaling, Source, Special, Tokenizer,
+};
 use serde::{Serialize, Serializer};
 
-use crate::{Error, Result};
+use crate::{Error, Progress, Result};
 
 /// Positions for which memory is estimated where nobody says otherwise.
 const CONTEXT: usize = 2048;
@@ -62,6 +65,10 @@ pub struct Explained {
     pub tokenizer: Option<usize>,
     /// Why there is a tokenizer and it cannot be used: only token ids can be run then.
     pub tokenizer_problem: Option<String>,
+    /// Tokens that the tokenizer puts around a text: a BOS, an EOS, both or none.
+    pub special_tokens: Vec<String>,
+    /// Whether it has a template for conversations.
+    pub chat_template: ChatTemplate,
     /// Hook points, with `{l}` for the layer.
     pub hook_points: Vec<HookShape>,
     /// Files of its folder that are not read.
@@ -73,6 +80,28 @@ fn as_text<S: Serializer>(
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
     error.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
+/// Whether a model has a template for conversations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatTemplate {
+    /// There is one.
+    Present,
+    /// There is none.
+    Absent,
+    /// There is one that cannot be used.
+    Unusable,
+}
+
+impl ChatTemplate {
+    fn of(source: &Source) -> Self {
+        match Chat::load(source) {
+            Ok(_) => Self::Present,
+            Err(runner::Error::ChatTemplateMissing { .. }) => Self::Absent,
+            Err(_) => Self::Unusable,
+        }
+    }
 }
 
 /// The shape of a model.
@@ -190,6 +219,26 @@ pub struct HookShape {
     pub layers: usize,
 }
 
+/// Finds a model, and fetches it from the hub if need be.
+pub(crate) fn resolve(spec: &str, progress: &mut dyn Progress) -> Result<Resolved> {
+    let mut tell = |event: HubEvent<'_>| match event {
+        HubEvent::Bytes { file, done, total } => progress.download(file, done, total),
+        HubEvent::Waiting { file } => {
+            progress.note(&format!("another process downloads {file}; waiting for it"));
+        }
+        HubEvent::Retry { reason, wait } => {
+            progress.note(&format!("{reason}; trying again in {:.0} s", wait.as_secs_f64().ceil()));
+        }
+        HubEvent::Cached { reason, commit } => {
+            progress.note(&format!("{reason}; going on with commit {commit} of the cache"));
+        }
+        _ => {}
+    };
+    let found = Source::resolve_with(spec, &HubOptions::from_env(), &mut tell);
+    progress.end();
+    Ok(found?)
+}
+
 /// Explains a model from its configuration and the headers of its weights, with
 /// memory for so many positions.
 ///
@@ -198,7 +247,11 @@ pub struct HookShape {
 /// If there is nothing by that name, or the model has not so long a context. A
 /// model that is there and cannot be loaded is no error but
 /// [`Explained::refusal`].
-pub fn explain(spec: &str, context: Option<usize>) -> Result<Explained> {
+pub fn explain(
+    spec: &str,
+    context: Option<usize>,
+    progress: &mut dyn Progress,
+) -> Result<Explained> {
     let mut explained = Explained {
         model: spec.to_owned(),
         refusal: None,
@@ -208,16 +261,18 @@ pub fn explain(spec: &str, context: Option<usize>) -> Result<Explained> {
         memory: None,
         tokenizer: None,
         tokenizer_problem: None,
+        special_tokens: Vec::new(),
+        chat_template: ChatTemplate::Absent,
         hook_points: Vec::new(),
         unread_files: Vec::new(),
     };
-    let source = match Source::resolve(spec) {
-        Ok(source) => source,
-        Err(error @ runner::Error::Unsupported { .. }) => {
-            explained.refusal = Some(error.into());
+    let source = match resolve(spec, progress) {
+        Ok(found) => found.source,
+        Err(Error::Runner(error)) if matches!(*error, runner::Error::Unsupported { .. }) => {
+            explained.refusal = Some(Error::Runner(error));
             return Ok(explained);
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
     let mut refuse = |error: runner::Error| {
         // The first reason is the one that loading meets first.
@@ -230,7 +285,12 @@ pub fn explain(spec: &str, context: Option<usize>) -> Result<Explained> {
         Inventory::check(&source).unwrap_or_else(&mut refuse);
     }
     match Tokenizer::load(&source) {
-        Ok(tokenizer) => explained.tokenizer = Some(tokenizer.vocabulary_size()),
+        Ok(tokenizer) => {
+            explained.tokenizer = Some(tokenizer.vocabulary_size());
+            // Around nothing stand the special tokens alone.
+            let around = tokenizer.encode("", Special::Add);
+            explained.special_tokens = around.map(|around| around.tokens).unwrap_or_default();
+        }
         Err(runner::Error::FileMissing { .. }) => {}
         Err(error) => {
             // A file that cannot be read at all is refused once.
@@ -240,6 +300,7 @@ pub fn explain(spec: &str, context: Option<usize>) -> Result<Explained> {
         }
     }
     if let Some(config) = &config {
+        explained.chat_template = ChatTemplate::of(&source);
         let (info, details) = (config.info(), config.details());
         if let Some(inventory) = &inventory {
             explained.memory = Some(memory(&info, &details, inventory, context)?);

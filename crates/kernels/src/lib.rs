@@ -22,6 +22,7 @@ pub mod error;
 pub mod linear;
 pub mod moe;
 pub mod norm;
+pub mod quantized;
 pub mod random;
 pub mod reference;
 pub mod rotary;
@@ -36,7 +37,6 @@ pub mod signal;
 mod math;
 mod panels;
 mod product;
-mod quantized;
 mod tensor;
 mod tridiagonal;
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::hub::HubFault;
 use crate::refusal::Refusal;
 
 /// Shorthand for this crate's results.
@@ -27,9 +28,9 @@ pub enum Fault {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nothing local answers to this name.
+    /// Nothing answers to this name.
     #[error(
-        "no model `{spec}` on this machine; tried {}; give a model folder, a .gguf file or a built-in name",
+        "no model `{spec}`; tried {}; give a model folder, a .gguf file, a built-in name or a hub id as org/name",
         tried.join(", ")
     )]
     NotFound {
@@ -37,6 +38,14 @@ pub enum Error {
         spec: String,
         /// What was looked for, in order.
         tried: Vec<String>,
+    },
+    /// A model of the hub could not be had.
+    #[error("{model}: {fault}")]
+    Hub {
+        /// Its id as given.
+        model: String,
+        /// Why not.
+        fault: Box<HubFault>,
     },
     /// A file could not be opened or read.
     #[error("cannot read {}: {source}", path.display())]
@@ -188,6 +197,54 @@ pub enum Error {
         /// The tokenizer library's answer.
         source: tokenizers::Error,
     },
+    /// The model has no chat template that could be taken.
+    #[error(
+        "{} has no chat template; looked for {looked_for}{}",
+        path.display(),
+        if named.is_empty() { String::new() } else { format!(", and found {} but none named default", named.join(", ")) }
+    )]
+    ChatTemplateMissing {
+        /// File or folder.
+        path: PathBuf,
+        /// Where a template could have been.
+        looked_for: &'static str,
+        /// Names of templates that were found.
+        named: Vec<String>,
+    },
+    /// A chat template that cannot be parsed, fails, or does not come to an end.
+    #[error("{}: the chat template fails: {source}", path.display())]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// The template engine's answer.
+        source: Box<minijinja::Error>,
+    },
+    /// A chat template does not take a conversation.
+    #[error("{}: the chat template refuses the conversation: {message}", path.display())]
+    ChatRefused {
+        /// The file.
+        path: PathBuf,
+        /// The template's own words.
+        message: String,
+    },
+    /// A chat template prints the date, and none is given.
+    #[error("{}: the chat template prints the date; say which", path.display())]
+    ChatDate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A text that is no day.
+    #[error("`{text}` is no date; expected one such as 2026-11-23")]
+    Date {
+        /// The text.
+        text: String,
+    },
+    /// A text file that is not UTF-8.
+    #[error("{} is not UTF-8", path.display())]
+    Utf8 {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file names a method that this build does not have.
     #[error("{}: {what} `{found}` is not supported; supported are {supported}", path.display())]
     Unsupported {
@@ -326,7 +383,10 @@ impl Error {
             | Self::CachePosition { .. }
             | Self::FrequencySwitch { .. }
             | Self::CacheRows { .. }
-            | Self::Encode { .. } => Fault::Request,
+            | Self::Encode { .. }
+            | Self::ChatRefused { .. }
+            | Self::ChatDate { .. }
+            | Self::Date { .. } => Fault::Request,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_)) => Fault::Internal,
             Self::Hooks(_) => Fault::Request,
             Self::Device { .. } => Fault::Device,
@@ -510,7 +570,7 @@ pub enum GgufFault {
     },
     /// A quantization that is not built.
     #[error(
-        "tensor `{tensor}` is stored as {found}, which is not supported; supported are F32, F16, BF16, Q4_0, Q4_1 and Q8_0"
+        "tensor `{tensor}` is stored as {found}, which is not supported; supported are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K"
     )]
     Quantization {
         /// The tensor.

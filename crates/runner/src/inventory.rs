@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kernels::quantized::Encoding;
 use serde_json::Value;
 
 use crate::Result;
@@ -11,8 +12,16 @@ use crate::source::Source;
 use crate::weights::{Checkpoint, Format};
 
 /// Files of a model folder that are read, beside shards of the weights.
-const READ: &[&str] =
-    &["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"];
+const READ: &[&str] = &[
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 
 /// Keys of a `config.json` that tell what a model is.
 const TELLING: &[&str] = &[
@@ -55,9 +64,8 @@ pub struct Inventory {
 impl Inventory {
     /// Types of GGUF tensors that are read.
     pub fn gguf_formats() -> Vec<&'static str> {
-        const FORMATS: [Format; 6] =
-            [Format::F32, Format::F16, Format::Bf16, Format::Q4_0, Format::Q4_1, Format::Q8_0];
-        FORMATS.map(Format::name).to_vec()
+        let floats = [Format::F32, Format::F16, Format::Bf16].map(Format::name);
+        floats.into_iter().chain(Encoding::ALL.iter().map(|encoding| encoding.name)).collect()
     }
 
     /// Reads the headers of a model's weights.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use hooks::{LayerInfo, ModelInfo};
+use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
 use super::{Details, Family, Sight, Trunk, causal_only, dense, gemma, gemma2, windows};
@@ -69,6 +69,21 @@ fn read_ropes(fields: &Fields<'_>, sizes: RopeSizes) -> Result<(Rope, Rope)> {
     ))
 }
 
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::Q, "model.layers.{l}.self_attn.q_norm"),
+    (Site::K, "model.layers.{l}.self_attn.k_norm"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::AttnOut, "model.layers.{l}.post_attention_layernorm"),
+    (Site::Ln2Normalized, "model.layers.{l}.pre_feedforward_layernorm"),
+    (Site::MlpPre, "model.layers.{l}.mlp.gate_proj"),
+    (Site::MlpOut, "model.layers.{l}.post_feedforward_layernorm"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+];
+
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
         causal_only(fields)?;
@@ -133,7 +148,7 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("gemma3_text", |layer| LayerInfo {
+        self.trunk.info("gemma3_text", MODULES, |layer| LayerInfo {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })

@@ -19,7 +19,7 @@ pub mod qwen3;
 pub mod smollm3;
 mod trunk;
 
-use hooks::{MlpInfo, ModelInfo};
+use hooks::{MlpInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 use serde_json::Value;
 
@@ -72,6 +72,24 @@ pub(crate) trait Family: Sized {
     /// The decoder.
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder>;
 }
+
+/// Modules of a llama whose output is a hook point.
+const LLAMA_MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::Q, "model.layers.{l}.self_attn.q_proj"),
+    (Site::K, "model.layers.{l}.self_attn.k_proj"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn.o_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn"),
+    (Site::Ln2Normalized, "model.layers.{l}.post_attention_layernorm"),
+    (Site::MlpPre, "model.layers.{l}.mlp.gate_proj"),
+    (Site::MlpOut, "model.layers.{l}.mlp.down_proj"),
+    (Site::MlpOut, "model.layers.{l}.mlp"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+    (Site::Logits, "lm_head"),
+];
 
 /// Names of Hugging Face's llama modules in GGUF files.
 const LLAMA_MODEL: &[(&str, &str)] =

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use hooks::{LayerInfo, MlpInfo, ModelInfo};
+use hooks::{LayerInfo, MlpInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 use serde_json::Value;
@@ -192,7 +192,12 @@ impl Trunk {
     }
 
     /// Sizes and layers, as observers know them.
-    pub(super) fn info(&self, family: &str, layer: impl Fn(usize) -> LayerInfo) -> ModelInfo {
+    pub(super) fn info(
+        &self,
+        family: &str,
+        modules: &'static [(Site, &'static str)],
+        layer: impl Fn(usize) -> LayerInfo,
+    ) -> ModelInfo {
         ModelInfo {
             family: family.to_owned(),
             d_model: self.hidden_size,
@@ -200,6 +205,7 @@ impl Trunk {
             n_ctx: self.max_position_embeddings,
             has_pos_embed: false,
             layers: (0..self.num_hidden_layers).map(layer).collect(),
+            modules,
         }
     }
 

@@ -12,6 +12,7 @@ pub enum Value {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
 }
 
 /// A tensor: dimensions fastest first, type number, bytes.
@@ -129,6 +130,12 @@ fn write(out: &mut Vec<u8>, value: &Value) {
             out.extend((values.len() as u64).to_le_bytes());
             values.iter().for_each(|value| out.extend(value.to_le_bytes()));
         }
+        Value::F32s(values) => {
+            kind(out, 9);
+            kind(out, 6);
+            out.extend((values.len() as u64).to_le_bytes());
+            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+        }
     }
 }
 
@@ -139,7 +146,14 @@ pub fn stored(name: &str, tensor: &Tensor, dtype: GgmlDType) -> Stored {
         GgmlDType::F16 => 1,
         GgmlDType::Q4_0 => 2,
         GgmlDType::Q4_1 => 3,
+        GgmlDType::Q5_0 => 6,
+        GgmlDType::Q5_1 => 7,
         GgmlDType::Q8_0 => 8,
+        GgmlDType::Q2K => 10,
+        GgmlDType::Q3K => 11,
+        GgmlDType::Q4K => 12,
+        GgmlDType::Q5K => 13,
+        GgmlDType::Q6K => 14,
         GgmlDType::BF16 => 30,
         other => panic!("{other:?}"),
     };
