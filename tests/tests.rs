@@ -9,4 +9,5 @@ mod chat;
 mod commands;
 mod crash;
 mod hub;
+mod models;
 mod readers;

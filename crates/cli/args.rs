@@ -75,10 +75,32 @@ Examples:
   eigenlens show runs/first spectral --prompt 3 --rows 20
   eigenlens show runs/raw 0/blocks.2.attn.hook_pattern")]
     Show(ShowArgs),
-    /// List the known families, or explain a model: sizes and hook points.
-    #[command(
-        after_help = "Examples:\n  eigenlens models\n  eigenlens models SmolLM2-135M-Instruct.Q4_1.gguf"
-    )]
+    /// List what can be loaded; explain a folder or file; or check a model's predictions.
+    #[command(after_help = "\
+Examples:
+  eigenlens models
+  eigenlens models SmolLM2-135M-Instruct.Q4_1.gguf
+  eigenlens models ./my-model --context 8192 --json
+  eigenlens models model.Q4_1.gguf --check
+  eigenlens models model.Q4_1.gguf --check --reference ./original --prompts texts.jsonl
+
+What cannot be loaded is explained as far as it can be read, and the exit code is 3.
+
+Memory, with b bytes a number, P parameters and T positions (--context):
+  weights      b P; quantized blocks as they are stored
+  cache        2 b T times the sum of n_kv_heads d_head over layers
+  activations  b (T w + d_vocab), w the widest moment of a layer: with d = d_model,
+               a = n_heads d_head, c = n_kv_heads d_head the larger of
+               3 d + 3 a + 5 c and 5 d + 3 d_mlp, in mixtures 5 d + k (d + 3 d_expert)
+The cache is kept where a text is continued. On top come what is captured, the work
+buffers of products (some MB a thread), the program and its tokenizer (some 30 MB for
+50,000 entries). While weights are loaded their file is mapped, too, which counts as
+resident and can be given back.
+
+--check runs a text through the model as it is stored and through its reference: the
+same model in f32, or --reference. It prints the divergence KL of their next-token
+distributions in nats a token, how often both find the same token most likely, and the
+perplexity of each.")]
     Models(ModelsArgs),
     /// Tell what this machine and this build can do.
     #[command(after_help = "Examples:\n  eigenlens doctor\n  eigenlens doctor --json")]
@@ -249,4 +271,35 @@ pub struct ShowArgs {
 pub struct ModelsArgs {
     /// A model folder, a .gguf file, a built-in name, or a hub id (org/name[@revision][:file.gguf]).
     pub model: Option<String>,
+    /// Tokens for which memory is estimated [default: 2048, or the model's context if shorter].
+    #[arg(long, value_name = "N", requires = "model", conflicts_with = "check")]
+    pub context: Option<usize>,
+    /// Compare the model's predictions with those of its reference.
+    #[arg(long, requires = "model")]
+    pub check: bool,
+    #[command(flatten)]
+    pub over: CheckArgs,
+}
+
+/// What a check compares, and over which text.
+#[derive(Args)]
+pub struct CheckArgs {
+    /// Compare with this checkpoint of the same vocabulary, not with the model itself in f32.
+    #[arg(long, value_name = "MODEL", requires = "check")]
+    pub reference: Option<String>,
+    /// A text; may be given several times [default: a built-in text].
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, requires = "check", conflicts_with_all = ["prompts", "token_ids"])]
+    pub prompt: Vec<String>,
+    /// Texts from a file (.txt, .jsonl, .parquet), or `-` for standard input.
+    #[arg(long, value_name = "FILE", requires = "check", conflicts_with = "token_ids")]
+    pub prompts: Option<PathBuf>,
+    /// Token ids from a JSON file. Needs no tokenizer.
+    #[arg(long, value_name = "FILE", requires = "check")]
+    pub token_ids: Option<PathBuf>,
+    /// Put no special tokens (BOS, EOS) around a text, whatever the tokenizer says.
+    #[arg(long, requires = "check")]
+    pub no_bos: bool,
+    /// Cut longer texts to their first N tokens.
+    #[arg(long, value_name = "N", requires = "check")]
+    pub max_tokens: Option<usize>,
 }

@@ -7,6 +7,7 @@ mod print;
 mod progress;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,12 +15,12 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, Fault, Form, Item, Job, ModelChoice, PromptSource, Special, SpectralOptions,
-    StoredType, Tokenization, WeightDtype, Written,
+    CaptureOptions, CheckOptions, Fault, Form, Item, Job, ModelChoice, PromptSource, Special,
+    SpectralOptions, StoredType, Tokenization, WeightDtype, Written,
 };
 use serde::Serialize;
 
-use args::{Cli, Command, RunArgs, Shared};
+use args::{CheckArgs, Cli, Command, ModelsArgs, RunArgs, Shared};
 use print::Print;
 use progress::Meter;
 
@@ -123,12 +124,54 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                 Item { name: show.item.clone(), prompt: show.prompt.clone(), limit: show.rows };
             emit(shared, &engine::show(&show.run, &item)?)
         }
-        Command::Models(models) => match &models.model {
-            None => emit(shared, &engine::families()),
-            Some(model) => emit(shared, &engine::explain(model, &mut Meter::new(shared.quiet))?),
-        },
+        Command::Models(models) => look_at(shared, models),
         Command::Doctor => emit(shared, &engine::doctor()),
     }
+}
+
+/// Lists families, explains a model or checks it.
+fn look_at(shared: &Shared, models: &ModelsArgs) -> anyhow::Result<()> {
+    let Some(model) = &models.model else {
+        return emit(shared, &engine::families());
+    };
+    if models.check {
+        let options = check_options(model, &models.over);
+        return emit(shared, &engine::check(&options, &mut Meter::new(shared.quiet))?);
+    }
+    let explained = engine::explain(model, models.context, &mut Meter::new(shared.quiet))?;
+    emit(shared, &explained)?;
+    // What was found is shown; that it cannot be loaded is the outcome.
+    explained.refusal.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn check_options(model: &str, args: &CheckArgs) -> CheckOptions {
+    let prompts = match (&args.prompts, &args.token_ids) {
+        (None, None) if args.prompt.is_empty() => None,
+        _ => Some(prompt_source(&args.prompt, args.prompts.as_deref(), args.token_ids.as_deref())),
+    };
+    CheckOptions {
+        model: model.to_owned(),
+        reference: args.reference.clone(),
+        prompts,
+        tokenization: Tokenization {
+            special: special(args.no_bos),
+            max_tokens: args.max_tokens,
+            ..Tokenization::default()
+        },
+    }
+}
+
+fn prompt_source(texts: &[String], file: Option<&Path>, token_ids: Option<&Path>) -> PromptSource {
+    match (file, token_ids) {
+        (Some(file), _) if file.as_os_str() == "-" => PromptSource::Stdin,
+        (Some(file), _) => PromptSource::File(file.to_owned()),
+        (None, Some(file)) => PromptSource::TokenIds(file.to_owned()),
+        (None, None) => PromptSource::Texts(texts.to_owned()),
+    }
+}
+
+fn special(no_bos: bool) -> Special {
+    if no_bos { Special::Omit } else { Special::Add }
 }
 
 fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
@@ -139,12 +182,8 @@ fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
 /// A job that measures nothing yet.
 fn job(args: &RunArgs) -> Job {
     let prompts = &args.prompts;
-    let source = match (&prompts.prompts, &prompts.token_ids) {
-        (Some(file), _) if file.as_os_str() == "-" => PromptSource::Stdin,
-        (Some(file), _) => PromptSource::File(file.clone()),
-        (None, Some(file)) => PromptSource::TokenIds(file.clone()),
-        (None, None) => PromptSource::Texts(prompts.prompt.clone()),
-    };
+    let source =
+        prompt_source(&prompts.prompt, prompts.prompts.as_deref(), prompts.token_ids.as_deref());
     Job {
         model: ModelChoice {
             model: args.model.model.clone(),
@@ -158,7 +197,7 @@ fn job(args: &RunArgs) -> Job {
         },
         prompts: source,
         tokenization: Tokenization {
-            special: if args.no_bos { Special::Omit } else { Special::Add },
+            special: special(args.no_bos),
             written: match args.special {
                 args::Special::Parse => Written::Parse,
                 args::Special::Plain => Written::Plain,

@@ -4,8 +4,8 @@ use std::io::{Result, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use engine::{
-    Contents, Demo, Doctor, Explained, Families, Outcome, Report, RoutingSummary, Rows, Shown,
-    SpectralSummary, TensorValues, human,
+    ChatTemplate, Check, Contents, Demo, Divergence, Doctor, Explained, Families, Outcome, Report,
+    RoutingSummary, Rows, Shown, Sizes, SpectralSummary, TensorValues, Windows, human,
 };
 use serde_json::Value;
 
@@ -339,8 +339,14 @@ impl Print for TensorValues {
 
 impl Print for Families {
     fn print(&self, out: &mut dyn Write) -> Result<()> {
-        writeln!(out, "families (model_type): {}", self.families.join(", "))?;
-        writeln!(out, "built-in models: {}", self.built_in.join(", "))?;
+        let rows = [
+            ("families (model_type)", self.families.join(", ")),
+            ("GGUF architectures", self.gguf_architectures.join(", ")),
+            ("GGUF tensor types", self.gguf_types.join(", ")),
+            ("safetensors types", self.safetensors_types.join(", ")),
+            ("built-in models", self.built_in.join(", ")),
+        ];
+        facts(&rows, out)?;
         writeln!(
             out,
             "`eigenlens models MODEL` explains a folder, a .gguf file or a built-in model"
@@ -348,41 +354,187 @@ impl Print for Families {
     }
 }
 
+/// Columns of a list of facts before its values begin.
+const NAMES: usize = 28;
+/// Columns of a line.
+const LINE: usize = 80;
+
+/// Names with their values, which go on under themselves where they are long.
+fn facts(rows: &[(&str, String)], out: &mut dyn Write) -> Result<()> {
+    for (name, value) in rows {
+        let mut line = format!("  {name:<0$}", NAMES - 2);
+        let mut empty = true;
+        for word in value.split_whitespace() {
+            let width = line.chars().count() + usize::from(!empty) + word.chars().count();
+            if !empty && width > LINE {
+                writeln!(out, "{line}")?;
+                (line, empty) = (" ".repeat(NAMES), true);
+            }
+            if !empty {
+                line.push(' ');
+            }
+            line.push_str(word);
+            empty = false;
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// What a configuration means, as rows of facts.
+fn size_rows(sizes: &Sizes) -> Vec<(&'static str, String)> {
+    let mut rows = vec![
+        ("family", sizes.family.clone()),
+        ("layers", sizes.n_layers.to_string()),
+        ("d_model", sizes.d_model.to_string()),
+        ("query / key-value heads", format!("{} / {}", sizes.n_heads, sizes.n_kv_heads)),
+        ("d_head", sizes.d_head.to_string()),
+    ];
+    rows.extend(sizes.d_mlp.map(|d_mlp| ("d_mlp", d_mlp.to_string())));
+    if let (Some(n_experts), Some(k)) = (sizes.n_experts, sizes.k) {
+        let width = sizes.d_expert.map_or_else(String::new, |width| format!(", {width} wide"));
+        rows.push(("experts", format!("{n_experts}, {k} per token{width}")));
+    }
+    let tied = if sizes.tied_embeddings { ", embedding and unembedding tied" } else { "" };
+    rows.push(("vocabulary", format!("{}{tied}", sizes.d_vocab)));
+    rows.push(("context", format!("{} tokens", sizes.n_ctx)));
+    rows.push(("positions", sizes.positions.clone()));
+    let of_all = |layers: usize| format!("{layers} of {} layers", sizes.n_layers);
+    if sizes.layers_without_rotary > 0 {
+        rows.push(("without rotary", of_all(sizes.layers_without_rotary)));
+    }
+    let window = |windows: &Windows| {
+        let tokens = windows.window?;
+        Some(format!("{tokens} tokens in {}", of_all(windows.layers)))
+    };
+    let windows: Vec<String> = sizes.windows.iter().filter_map(window).collect();
+    if !windows.is_empty() {
+        rows.push(("sliding window", windows.join(", ")));
+    }
+    if sizes.parallel_layers > 0 {
+        rows.push(("attention beside MLP", of_all(sizes.parallel_layers)));
+    }
+    let cap = |cap: f64| cap.to_string();
+    rows.extend(sizes.attention_soft_cap.map(|c| ("soft cap of scores", cap(c))));
+    rows.extend(sizes.logit_soft_cap.map(|c| ("soft cap of logits", cap(c))));
+    rows
+}
+
 impl Print for Explained {
     fn print(&self, out: &mut dyn Write) -> Result<()> {
-        let mut rows = vec![
-            ("family", self.family.clone()),
-            ("layers", self.n_layers.to_string()),
-            ("d_model", self.d_model.to_string()),
-            ("query / key-value heads", format!("{} / {}", self.n_heads, self.n_kv_heads)),
-            ("d_head", self.d_head.to_string()),
-            ("vocabulary", self.d_vocab.to_string()),
-            ("context", format!("{} tokens", self.n_ctx)),
-        ];
-        rows.extend(self.window.map(|window| ("sliding window", format!("{window} tokens"))));
-        rows.extend(self.d_mlp.map(|d_mlp| ("d_mlp", d_mlp.to_string())));
-        if let (Some(n_experts), Some(k)) = (self.n_experts, self.k) {
-            rows.push(("experts", format!("{n_experts}, {k} per token")));
-        }
-        let stored: Vec<_> =
-            self.stored_as.iter().map(|(kind, tensors)| format!("{kind} × {tensors}")).collect();
-        rows.push(("parameters", format!("{:.1} million", self.n_parameters as f64 / 1e6)));
-        rows.push((
-            "weights",
-            format!("{} ({})", human::bytes(self.file_bytes), stored.join(", ")),
-        ));
-        rows.push(("weights in f32", human::bytes(self.f32_bytes)));
-        let tokenizer = self.tokenizer.map(|n| format!("{n} entries"));
-        rows.push(("tokenizer", tokenizer.unwrap_or_else(|| "none".to_owned())));
         writeln!(out, "{}", self.model)?;
-        for (name, value) in rows {
-            writeln!(out, "  {name:<24}{value}")?;
+        let mut rows = Vec::new();
+        if let Some(refusal) = &self.refusal {
+            rows.push(("not loadable", refusal.to_string()));
         }
-        let points = self
-            .hook_points
-            .iter()
-            .map(|point| vec![point.name.to_owned(), point.axes.clone(), point.layers.to_string()]);
-        writeln!(out, "{}", table(&["hook point", "shape", "layers"], points))
+        match &self.sizes {
+            Some(sizes) => rows.extend(size_rows(sizes)),
+            None => rows.extend(self.claims.iter().map(|(key, v)| (key.as_str(), v.clone()))),
+        }
+        if let Some(weights) = &self.weights {
+            let kind = |(kind, tensors): (&String, &usize)| format!("{kind} × {tensors}");
+            let stored: Vec<_> = weights.stored_as.iter().map(kind).collect();
+            let n = weights.n_parameters;
+            let parameters = match n {
+                0..100_000 => n.to_string(),
+                _ => format!("{:.1} million", n as f64 / 1e6),
+            };
+            rows.push(("parameters", parameters));
+            let bytes = human::bytes(weights.file_bytes);
+            rows.push(("weights in files", format!("{bytes} ({})", stored.join(", "))));
+            if weights.unread_tensors > 0 {
+                let n = weights.unread_tensors as u64;
+                let tensors = human::count(n, "tensor");
+                rows.push(("not read", format!("{tensors} of images, or constants")));
+            }
+        }
+        let tokenizer = match (self.tokenizer, &self.tokenizer_problem) {
+            (Some(n), _) => format!("{n} entries"),
+            (None, Some(problem)) => format!("cannot be used: {problem}"),
+            (None, None) => "none".to_owned(),
+        };
+        if self.refusal.is_none() || tokenizer != "none" {
+            rows.push(("tokenizer", tokenizer));
+        }
+        if self.tokenizer.is_some() {
+            let around = match self.special_tokens.as_slice() {
+                [] => "nothing".to_owned(),
+                tokens => tokens.iter().map(|token| shorten(token)).collect::<Vec<_>>().join(" "),
+            };
+            rows.push(("put around a text", around));
+            let template = match self.chat_template {
+                ChatTemplate::Present => "present",
+                ChatTemplate::Absent => "none",
+                ChatTemplate::Unusable => "cannot be used",
+            };
+            rows.push(("chat template", template.to_owned()));
+        }
+        if !self.unread_files.is_empty() {
+            let some = self.unread_files.iter().take(12).map(String::as_str);
+            let more = self.unread_files.len().saturating_sub(12);
+            let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+            rows.push(("files not read", format!("{}{rest}", some.collect::<Vec<_>>().join(", "))));
+        }
+        facts(&rows, out)?;
+        if let Some(memory) = &self.memory {
+            writeln!(
+                out,
+                "\nMemory for {} positions at once; `eigenlens models --help` has the formula",
+                memory.context
+            )?;
+            let uses = memory.uses.iter().map(|u| {
+                let bytes = [u.weights, u.kv_cache, u.activations, u.total].map(human::bytes);
+                let names = [u.device.to_owned(), u.weights_as.to_owned()];
+                names.into_iter().chain(bytes).collect()
+            });
+            let head = ["device", "weights as", "weights", "cache", "activations", "in all"];
+            writeln!(out, "{}", table(&head, uses))?;
+            writeln!(
+                out,
+                "all logits, where wanted: {} more; this build runs on the CPU",
+                human::bytes(memory.all_logits)
+            )?;
+        }
+        if !self.hook_points.is_empty() {
+            let points = self.hook_points.iter().map(|point| {
+                let axes = point.axes.replacen("[batch, ", "[", 1);
+                vec![point.name.to_owned(), axes, point.layers.to_string()]
+            });
+            writeln!(out, "\n{}", table(&["hook point", "shape after batch", "layers"], points))?;
+        }
+        Ok(())
+    }
+}
+
+impl Print for Check {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        let agreement = format!("{:.2} % of positions", 100. * self.top_agreement);
+        let texts = human::count(self.texts as u64, "text");
+        let rows = [
+            ("model", self.model.clone()),
+            ("reference", self.reference.clone()),
+            ("text", format!("{texts}, {} tokens", self.tokens)),
+            ("same token most likely", agreement),
+            ("largest logit difference", number(Some(self.largest_logit_difference))),
+            ("perplexity", number(Some(self.perplexity))),
+            ("reference's perplexity", number(Some(self.reference_perplexity))),
+        ];
+        facts(&rows, out)?;
+        let row = |name: &str, found: &Divergence| {
+            let place = match found.max {
+                0. => "–".to_owned(),
+                _ => format!("{}, position {}", shorten(&found.max_prompt), found.max_position),
+            };
+            let values = [found.mean, found.median, found.max].map(|value| number(Some(value)));
+            std::iter::once(name.to_owned()).chain(values).chain([place]).collect()
+        };
+        let rows = [
+            row("KL(reference‖model)", &self.kl_reference_model),
+            row("KL(model‖reference)", &self.kl_model_reference),
+        ];
+        let head = ["nats per token", "mean", "median", "max", "in text"];
+        writeln!(out, "\n{}", table(&head, rows))?;
+        facts(&[("verdict", self.verdict.clone())], out)
     }
 }
 

@@ -85,6 +85,14 @@ pub enum Error {
         /// The operation's own error.
         source: kernels::Error,
     },
+    /// Logits that cannot be compared.
+    #[error("logits of text {text}: {source}")]
+    Logits {
+        /// The text's number.
+        text: usize,
+        /// The operation's own error.
+        source: kernels::Error,
+    },
     /// A hook point could not be planned or read.
     #[error(transparent)]
     Hooks(#[from] hooks::Error),

@@ -12,6 +12,7 @@
 //! | routing | [`RoutingSink`](routing::RoutingSink) | [`routing::Accumulator`] | [`RoutingRow`](routing::RoutingRow), [`ExpertRow`](routing::ExpertRow) |
 
 pub mod contrast;
+pub mod divergence;
 pub mod error;
 pub mod routing;
 pub mod spectral;

@@ -41,7 +41,8 @@ pub fn doctor() -> Doctor {
         devices: vec!["cpu"],
         families: crate::families().families,
         analyses: analysis::ANALYSES.iter().map(|a| (a.name, a.about)).collect(),
-        built_in_model: crate::explain("tiny-mixtral", &mut crate::Silent).is_ok(),
+        built_in_model: crate::explain("tiny-mixtral", None, &mut crate::Silent)
+            .is_ok_and(|explained| explained.refusal.is_none()),
     }
 }
 

@@ -208,6 +208,33 @@ pub enum Error {
         /// Size of the vocabulary.
         d_vocab: usize,
     },
+    /// Two models that cannot be compared token by token.
+    #[error(
+        "{model} has a vocabulary of {d_vocab} tokens and {reference} one of {reference_d_vocab}; compare models of one vocabulary"
+    )]
+    Vocabularies {
+        /// The model.
+        model: String,
+        /// Its vocabulary's size.
+        d_vocab: usize,
+        /// What it is compared with.
+        reference: String,
+        /// That one's size.
+        reference_d_vocab: usize,
+    },
+    /// Texts in which no token follows another.
+    #[error(
+        "no text has two tokens, and a prediction needs one to follow another; give a longer text"
+    )]
+    ShortText,
+    /// A context that the model does not have.
+    #[error("--context {context} is not within the model's context of 1 to {n_ctx} tokens")]
+    Context {
+        /// The context asked for, in tokens.
+        context: usize,
+        /// The model's, in tokens.
+        n_ctx: usize,
+    },
     /// A limit of zero tokens.
     #[error("--max-tokens must be at least 1")]
     MaxTokens,
@@ -364,7 +391,7 @@ fn analysis_fault(error: &analysis::Error) -> Fault {
     use analysis::Error as E;
     match error {
         E::NoMixture { .. } => Fault::Request,
-        E::Captured { .. } => Fault::Model,
+        E::Captured { .. } | E::Logits { .. } => Fault::Model,
         _ => Fault::Internal,
     }
 }

@@ -6,6 +6,7 @@
 //! that every command that runs a model is the same loop ([`run`]) with other
 //! recorders, and each of them can be stopped and started again.
 
+mod check;
 mod demo;
 mod doctor;
 mod error;
@@ -23,12 +24,16 @@ mod tokens;
 
 pub use analysis::spectral::Preset;
 pub use candle_core::Device;
+pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};
 pub use doctor::{Doctor, doctor, set_threads};
 pub use error::{Error, Fault, Result};
 pub use hooks::{Positions, Selection};
 pub use job::{Job, ModelChoice};
-pub use models::{Explained, Families, HookShape, explain, families};
+pub use models::{
+    ChatTemplate, Explained, Families, HookShape, Memory, MemoryUse, Sizes, StoredWeights, Windows,
+    explain, families,
+};
 pub use progress::{Progress, Silent};
 pub use prompts::{Content, Prompt, PromptSource};
 pub use recorders::capture::CaptureOptions;

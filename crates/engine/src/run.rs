@@ -12,6 +12,7 @@ use serde::Serialize;
 use store::{Options, Run, Start, TableSchema};
 
 use crate::job::Job;
+use crate::prompts::{Content, Prompt};
 use crate::recorders::Recorder;
 use crate::recorders::capture::{self, WriterSlot};
 use crate::tables::prompts;
@@ -65,7 +66,7 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     let resolved = crate::models::resolve(&job.model.model, progress)?;
     let source = &resolved.source;
     let info = runner::read_config(source)?.info();
-    let tokenizer = load_tokenizer(source)?;
+    let tokenizer = load_tokenizer(source, &prompts)?;
     let chat = job.tokenization.chat(source)?;
     let inputs = Inputs::new(prompts, tokenizer, chat, job.tokenization, &info)?;
     let lengths = inputs.lengths()?;
@@ -168,12 +169,13 @@ fn each_prompt(
     Ok(())
 }
 
-/// The model's tokenizer; `None` where there is none, which is well if nothing
-/// needs it.
-fn load_tokenizer(source: &Source) -> Result<Option<Tokenizer>> {
+/// The model's tokenizer; `None` where there is none, or where it cannot be used
+/// and all prompts are token ids, which need none.
+pub(crate) fn load_tokenizer(source: &Source, prompts: &[Prompt]) -> Result<Option<Tokenizer>> {
     match Tokenizer::load(source) {
         Ok(tokenizer) => Ok(Some(tokenizer)),
         Err(runner::Error::FileMissing { .. }) => Ok(None),
+        Err(_) if prompts.iter().all(|p| matches!(p.content, Content::Tokens(_))) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use kernels::quantized::Encoding;
 use serde_json::Value;
 
 use crate::Result;
@@ -11,8 +12,16 @@ use crate::source::Source;
 use crate::weights::{Checkpoint, Format};
 
 /// Files of a model folder that are read, beside shards of the weights.
-const READ: &[&str] =
-    &["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"];
+const READ: &[&str] = &[
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 
 /// Keys of a `config.json` that tell what a model is.
 const TELLING: &[&str] = &[
@@ -35,16 +44,19 @@ const TELLING_GGUF: &[&str] = &["general.architecture", "general.name", "general
 /// Parameters, bytes and stored types of a model's weights.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
-    /// Elements of all tensors.
+    /// Elements of all tensors of the language model.
     pub parameters: u64,
     /// Elements of those that are stored in quantized blocks.
     pub quantized_parameters: u64,
-    /// Bytes of all tensors in their files.
+    /// Bytes of them in their files.
     pub bytes: u64,
     /// Bytes of those that are stored in quantized blocks.
     pub quantized_bytes: u64,
-    /// Number of tensors of each stored type.
+    /// Number of them of each stored type.
     pub stored_as: BTreeMap<String, usize>,
+    /// Other tensors of the files, which are not read: those of images, and
+    /// constants that need not be stored.
+    pub unread_tensors: usize,
     /// Files of a folder that are not read, by name.
     pub unread_files: Vec<String>,
 }
@@ -52,9 +64,8 @@ pub struct Inventory {
 impl Inventory {
     /// Types of GGUF tensors that are read.
     pub fn gguf_formats() -> Vec<&'static str> {
-        const FORMATS: [Format; 6] =
-            [Format::F32, Format::F16, Format::Bf16, Format::Q4_0, Format::Q4_1, Format::Q8_0];
-        FORMATS.map(Format::name).to_vec()
+        let floats = [Format::F32, Format::F16, Format::Bf16].map(Format::name);
+        floats.into_iter().chain(Encoding::ALL.iter().map(|encoding| encoding.name)).collect()
     }
 
     /// Reads the headers of a model's weights.
@@ -72,8 +83,12 @@ impl Inventory {
                 inventory.add(info.format.name(), &info.shape, bytes, quantized);
             }
         } else {
-            for (_, dtype, shape, data) in Checkpoint::open(source)?.tensors() {
-                inventory.add(dtype, shape, data.len(), false);
+            for (name, dtype, shape, data) in Checkpoint::open(source)?.tensors() {
+                if is_read(name) {
+                    inventory.add(dtype, shape, data.len(), false);
+                } else {
+                    inventory.unread_tensors += 1;
+                }
             }
         }
         if let Source::Folder(folder) = source {
@@ -107,6 +122,21 @@ impl Inventory {
     }
 }
 
+/// Whether a tensor of a checkpoint is one of a language model's weights.
+fn is_read(name: &str) -> bool {
+    const IMAGES: [&str; 3] = ["vision_tower.", "vision_model.", "multi_modal_projector."];
+    const CONSTANTS: [&str; 5] = [
+        ".attn.bias",
+        ".attn.masked_bias",
+        ".attention.bias",
+        ".attention.masked_bias",
+        ".rotary_emb.inv_freq",
+    ];
+    let part = name.strip_prefix("model.").unwrap_or(name);
+    !IMAGES.iter().any(|start| part.starts_with(start))
+        && !CONSTANTS.iter().any(|end| name.ends_with(end))
+}
+
 /// What a model's files say of themselves, whether or not it can be loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims(
@@ -124,10 +154,9 @@ impl Claims {
             let claim = |key: &&str| Some(((*key).to_owned(), shown(gguf.text(key).ok()?)));
             return Self(TELLING_GGUF.iter().filter_map(claim).collect());
         }
-        let json = source.open_json("config.json").ok().flatten();
-        let value: Option<Value> = json.and_then(|json| serde_json::from_slice(&json).ok());
+        let members = refusal::read(source, "config.json").unwrap_or_default();
         let claim = |key: &&str| {
-            let text = match value.as_ref()?.get(key)? {
+            let text = match members.get(*key)? {
                 Value::String(text) => shown(text),
                 Value::Array(items) => shown(items.first()?.as_str()?),
                 number @ Value::Number(_) => number.to_string(),
@@ -142,4 +171,38 @@ impl Claims {
 /// A text from a file as far as it is shown.
 fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_and_what_is_stored_beside_them() {
+        for name in ["h.0.attn.c_attn.bias", "model.layers.0.self_attn.q_proj.bias", "wte.weight"] {
+            assert!(is_read(name), "{name}");
+        }
+        for name in [
+            "h.0.attn.bias",
+            "gpt_neox.layers.3.attention.masked_bias",
+            "gpt_neox.layers.3.attention.rotary_emb.inv_freq",
+            "model.vision_tower.encoder.layers.0.mlp.fc1.weight",
+            "multi_modal_projector.mm_input_projection_weight",
+        ] {
+            assert!(!is_read(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_wrote_claims_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source::Folder(folder.path().to_owned());
+        assert_eq!(Claims::of(&source), Claims::default());
+        let json = r#"{"model_type": "x\u0007y", "architectures": ["A", "B"], "vocab_size": 3, "dtype": []}"#;
+        std::fs::write(folder.path().join("config.json"), json).unwrap();
+        let claim = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let expected =
+            [claim("model_type", "xy"), claim("architectures", "A"), claim("vocab_size", "3")];
+        assert_eq!(Claims::of(&source).0, expected);
+    }
 }

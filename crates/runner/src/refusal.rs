@@ -12,11 +12,14 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::config::{COMPOSITES, Config};
+use crate::gguf::Gguf;
 use crate::source::Source;
 use crate::{Error, Result};
 
 /// Entries of a folder that are looked at.
 const MAX_ENTRIES: usize = 4096;
+/// Size in bytes up to which a configuration is looked into.
+const MAX_JSON_BYTES: usize = 16 << 20;
 /// Names that a message lists.
 const MAX_LISTED: usize = 8;
 /// Characters of a text from a file that a message shows.
@@ -95,6 +98,14 @@ pub enum Refusal {
     GgufFolder {
         /// Some of them.
         files: Vec<String>,
+    },
+    /// A GGUF file of something else.
+    #[error(
+        "a GGUF file of type `{kind}` (general.type), not of a model; adapters are merged into their model before it is converted"
+    )]
+    GgufKind {
+        /// `general.type`.
+        kind: String,
     },
     /// Folders with models, and no model of its own.
     #[error("not a model itself, but its sub-folders hold some: name one of {}", folders.join(", "))]
@@ -422,9 +433,27 @@ fn adapter(source: &Source) -> Result<Refusal> {
 
 /// Refuses what a `config.json` says: quantized weights, models of another kind.
 pub(crate) fn check_config(path: &Path, members: &Map<String, Value>) -> Result<()> {
-    match quantization(members).or_else(|| kind(members)) {
+    // That of a language model within another is as telling.
+    let inner = members.get("text_config").and_then(Value::as_object);
+    let quantized = quantization(members).or_else(|| inner.and_then(quantization));
+    match quantized.or_else(|| kind(members)) {
         None => Ok(()),
-        Some(refusal) => Err(Error::Refused { path: path.to_owned(), refusal }),
+        Some(refusal) => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            Err(Error::Refused { path: folder.unwrap_or(path).to_owned(), refusal })
+        }
+    }
+}
+
+/// Refuses a GGUF file that says it is something else than a model.
+pub(crate) fn check_gguf(gguf: &Gguf) -> Result<()> {
+    const KEY: &str = "general.type";
+    match gguf.text(KEY) {
+        Ok(kind) if kind != "model" => Err(Error::Refused {
+            path: gguf.path().to_owned(),
+            refusal: Refusal::GgufKind { kind: clip(kind) },
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -573,10 +602,10 @@ impl Entries {
     }
 }
 
-/// A small JSON file's members; none if it is absent or holds something else,
-/// which is for its proper reader to say.
-fn read(source: &Source, name: &str) -> Result<Map<String, Value>> {
-    let json = source.open_json(name)?;
+/// A small JSON file's members; none if it is absent, large, or holds something
+/// else, which is for its proper reader to say.
+pub(crate) fn read(source: &Source, name: &str) -> Result<Map<String, Value>> {
+    let json = source.open_json(name)?.filter(|json| json.len() <= MAX_JSON_BYTES);
     let value = json.and_then(|json| serde_json::from_slice(&json).ok());
     Ok(match value {
         Some(Value::Object(members)) => members,

@@ -74,6 +74,10 @@ fn quantized_weights_by_their_configuration() {
             other => panic!("{other}"),
         }
     }
+    let inner = refusal_with(|config| {
+        config["text_config"] = json!({"quantization_config": {"quant_method": "gptq"}});
+    });
+    assert!(matches!(&inner, Refusal::Quantized { method, .. } if method == "GPTQ"), "{inner}");
     let mlx = refusal_with(|c| c["quantization"] = json!({"group_size": 64, "bits": 4}));
     assert!(matches!(&mlx, Refusal::Quantized { method, .. } if method == "MLX, 4 bits"), "{mlx}");
 }

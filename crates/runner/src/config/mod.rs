@@ -156,6 +156,7 @@ impl Config {
 
     /// Reads a GGUF file's metadata.
     pub(crate) fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        refusal::check_gguf(gguf)?;
         let architecture = gguf.text("general.architecture")?;
         let file = GgufFields::new(gguf, architecture);
         Self::read_gguf(&file)?.ok_or_else(|| Error::UnknownModelType {
