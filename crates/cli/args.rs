@@ -87,7 +87,8 @@ Examples:
 What cannot be loaded is explained as far as it can be read, and the exit code is 3.
 
 Memory, with b bytes a number, P parameters and T positions (--context):
-  weights      b P; quantized blocks as they are stored
+  weights      b P; quantized blocks as they are stored, on the CPU 20 to 36 bytes
+               for 32 of them
   cache        2 b T times the sum of n_kv_heads d_head over layers
   activations  b (T w + d_vocab), w the widest moment of a layer: with d = d_model,
                a = n_heads d_head, c = n_kv_heads d_head the larger of

@@ -434,7 +434,7 @@ fn memory(
         let total = weights.saturating_add(kv_cache).saturating_add(activations);
         MemoryUse { device, weights_as, weights, kv_cache, activations, total }
     };
-    let stored = |b: u64| inventory.quantized_bytes.saturating_add(plain.saturating_mul(b));
+    let stored = |blocks: u64, b: u64| blocks.saturating_add(plain.saturating_mul(b));
     let all = |b: u64| inventory.parameters.saturating_mul(b);
     let mut uses = vec![
         estimate("cpu", "f32", all(4), 4),
@@ -442,8 +442,8 @@ fn memory(
         estimate("gpu", "bf16 or f16", all(2), 2),
     ];
     if inventory.quantized_parameters > 0 {
-        uses.insert(0, estimate("cpu", "as stored", stored(4), 4));
-        uses.push(estimate("gpu", "as stored", stored(2), 2));
+        uses.insert(0, estimate("cpu", "as stored", stored(inventory.packed_bytes, 4), 4));
+        uses.push(estimate("gpu", "as stored", stored(inventory.quantized_bytes, 2), 2));
     }
     let all_logits = product(&[context, info.d_vocab, 4]);
     Ok(Memory { context, uses, all_logits })

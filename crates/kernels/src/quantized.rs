@@ -117,6 +117,11 @@ impl Encoding {
         Self::ALL.iter().copied().find(|encoding| encoding.format == format)
     }
 
+    /// Bytes that `n` weights take in a layer, beside what fills its last panel.
+    pub fn packed_bytes(&self, n: u64) -> u64 {
+        n.div_ceil(BLOCK as u64).saturating_mul(self.layout.bytes() as u64)
+    }
+
     /// Writes the weights of whole blocks, as `f32`.
     ///
     /// # Numerics
@@ -435,6 +440,15 @@ macro_rules! layouts {
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         enum Layout {
             $($(#[$doc])* $layout,)*
+        }
+
+        impl Layout {
+            /// Bytes of 32 weights of a row.
+            const fn bytes(self) -> usize {
+                match self {
+                    $(Self::$layout => size_of::<Packed<$low, $high, $scales, $offsets>>() / WIDTH,)*
+                }
+            }
         }
 
         #[derive(Clone)]

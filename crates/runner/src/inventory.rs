@@ -52,6 +52,8 @@ pub struct Inventory {
     pub bytes: u64,
     /// Bytes of those that are stored in quantized blocks.
     pub quantized_bytes: u64,
+    /// Bytes that those take in layers on the CPU.
+    pub packed_bytes: u64,
     /// Number of them of each stored type.
     pub stored_as: BTreeMap<String, usize>,
     /// Other tensors of the files, which are not read: those of images, and
@@ -78,14 +80,14 @@ impl Inventory {
         if let Source::Gguf(path) = source {
             let gguf = Gguf::open(path)?;
             for (_, info) in gguf.tensors() {
-                let quantized = info.format.block_len() > 1;
                 let bytes = gguf.data(info).len();
-                inventory.add(info.format.name(), &info.shape, bytes, quantized);
+                let encoding = info.format.encoding();
+                inventory.add(info.format.name(), &info.shape, bytes, encoding);
             }
         } else {
             for (name, dtype, shape, data) in Checkpoint::open(source)?.tensors() {
                 if is_read(name) {
-                    inventory.add(dtype, shape, data.len(), false);
+                    inventory.add(dtype, shape, data.len(), None);
                 } else {
                     inventory.unread_tensors += 1;
                 }
@@ -110,13 +112,20 @@ impl Inventory {
         refusal::check_tensors(source, checkpoint.tensors().map(|(name, ..)| name))
     }
 
-    fn add(&mut self, dtype: &str, shape: &[usize], bytes: usize, quantized: bool) {
+    fn add(
+        &mut self,
+        dtype: &str,
+        shape: &[usize],
+        bytes: usize,
+        encoding: Option<&'static Encoding>,
+    ) {
         let parameters = shape.iter().map(|&size| size as u64).product::<u64>();
         self.parameters += parameters;
         self.bytes += bytes as u64;
-        if quantized {
+        if let Some(encoding) = encoding {
             self.quantized_parameters += parameters;
             self.quantized_bytes += bytes as u64;
+            self.packed_bytes = self.packed_bytes.saturating_add(encoding.packed_bytes(parameters));
         }
         *self.stored_as.entry(dtype.to_owned()).or_default() += 1;
     }
