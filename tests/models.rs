@@ -169,7 +169,7 @@ fn tensors_that_no_language_model_has_are_not_counted() {
 }
 
 #[test]
-fn quantized_weights_are_counted_as_they_are_stored() {
+fn quantized_weights_are_counted_as_they_are_held() {
     let folder = folder(&[]);
     let model = folder.path().join("small.gguf");
     write_gguf_llama(&model, true);
@@ -177,8 +177,11 @@ fn quantized_weights_are_counted_as_they_are_stored() {
     assert_eq!(found["stored_as"], serde_json::json!({"F32": 3, "Q8_0": 9}));
     let uses = found["memory"]["uses"].as_array().unwrap();
     assert_eq!((&uses[0]["device"], &uses[0]["weights_as"]), (&"cpu".into(), &"as stored".into()));
-    // 34 bytes for 32 weights of 7 matrices of 32 × 32 and 2 of 40 × 32; 3 norms of 32.
-    assert_eq!(uses[0]["weights"], (7 * 32 + 2 * 40) * 34 + 3 * 32 * 4);
+    // 7 matrices of 32 × 32 and 2 of 40 × 32, 3 norms of 32. A block of 32 weights takes
+    // 34 bytes in the file, and 36 in a layer, where its scale is in f32.
+    assert_eq!(uses[0]["weights"], (7 * 32 + 2 * 40) * 36 + 3 * 32 * 4);
+    let gpu = uses.iter().find(|use_| use_["device"] == "gpu" && use_["weights_as"] == "as stored");
+    assert_eq!(gpu.unwrap()["weights"], (7 * 32 + 2 * 40) * 34 + 3 * 32 * 2);
     assert_eq!(uses[1]["weights"], ((7 * 32 + 2 * 40) * 32 + 3 * 32) * 4);
     assert_eq!(found["claims"]["general.architecture"], "llama");
 }
