@@ -1,9 +1,22 @@
 //! What can go wrong between a model's name and its logits.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Text that may repeat a file's content, cut in the middle to what a terminal can show.
+fn brief(text: &dyn Display) -> String {
+    const HEAD: usize = 300;
+    const TAIL: usize = 100;
+    let text = text.to_string();
+    if text.len() <= HEAD + TAIL {
+        return text;
+    }
+    let (head, tail) = (text.floor_char_boundary(HEAD), text.ceil_char_boundary(text.len() - TAIL));
+    format!("{} … {}", &text[..head], &text[tail..])
+}
 
 /// Whose fault an [`Error`] is; a program's exit code follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +76,7 @@ pub enum Error {
         limit: u64,
     },
     /// A file is not JSON, or its JSON has another structure.
-    #[error("{} is not the JSON that it should be: {source}", path.display())]
+    #[error("{} is not the JSON that it should be: {}", path.display(), brief(source))]
     Json {
         /// The file.
         path: PathBuf,
@@ -117,7 +130,7 @@ pub enum Error {
         fault: GgufFault,
     },
     /// The index of a sharded checkpoint points to something that is not there.
-    #[error("{}: tensor `{tensor}` should be in `{shard}`: {problem}", path.display())]
+    #[error("{}: tensor `{}` should be in `{}`: {problem}", path.display(), brief(tensor), brief(shard))]
     Shard {
         /// The index file.
         path: PathBuf,
@@ -173,7 +186,7 @@ pub enum Error {
         value: f32,
     },
     /// The tokenizer's file cannot be used.
-    #[error("{}: the tokenizer cannot be built: {source}", path.display())]
+    #[error("{}: the tokenizer cannot be built: {}", path.display(), brief(source))]
     Tokenizer {
         /// The file.
         path: PathBuf,
@@ -181,10 +194,20 @@ pub enum Error {
         source: tokenizers::Error,
     },
     /// A text could not be tokenized.
-    #[error("the text cannot be tokenized: {source}")]
+    #[error("the text cannot be tokenized: {}", brief(source))]
     Encode {
         /// The tokenizer library's answer.
         source: tokenizers::Error,
+    },
+    /// A text that the tokenizer could turn into far more text.
+    #[error(
+        "normalizing could make {bytes} bytes of the text, more than the {limit} that are taken; shorten it"
+    )]
+    Normalized {
+        /// The most bytes that it could become.
+        bytes: usize,
+        /// The largest size in bytes.
+        limit: usize,
     },
     /// A file names a method that this build does not have.
     #[error("{}: {what} `{found}` is not supported; supported are {supported}", path.display())]
@@ -316,6 +339,7 @@ impl Error {
             | Self::CachePosition { .. }
             | Self::FrequencySwitch { .. }
             | Self::CacheRows { .. }
+            | Self::Normalized { .. }
             | Self::Encode { .. } => Fault::Request,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_)) => Fault::Internal,
             Self::Hooks(_) => Fault::Request,
@@ -355,7 +379,7 @@ pub enum SafetensorsFault {
         available: usize,
     },
     /// The header is not JSON of the right structure.
-    #[error("the header cannot be read: {reason}")]
+    #[error("the header cannot be read: {}", brief(reason))]
     Header {
         /// The parser's answer.
         reason: String,
@@ -365,6 +389,24 @@ pub enum SafetensorsFault {
     Duplicate {
         /// The tensor.
         tensor: String,
+    },
+    /// A name longer than any real one.
+    #[error("a tensor's name has {bytes} bytes, more than the {limit} that are accepted")]
+    LongName {
+        /// Its length in bytes.
+        bytes: usize,
+        /// Accepted length in bytes.
+        limit: usize,
+    },
+    /// More dimensions than any real tensor has.
+    #[error("tensor `{tensor}` has {found} dimensions, more than the {limit} that are accepted")]
+    Rank {
+        /// The tensor.
+        tensor: String,
+        /// Its dimensions.
+        found: usize,
+        /// Accepted dimensions.
+        limit: usize,
     },
     /// A tensor ends before it begins, or beyond the file.
     #[error(
@@ -436,6 +478,16 @@ pub enum GgufFault {
         /// Size of the file in bytes.
         bytes: usize,
     },
+    /// A key or name longer than any real one.
+    #[error("{what} has {bytes} bytes, more than the {limit} that are accepted")]
+    LongName {
+        /// What was being read.
+        what: String,
+        /// Its length in bytes.
+        bytes: usize,
+        /// Accepted length in bytes.
+        limit: usize,
+    },
     /// Text that is not UTF-8.
     #[error("{what} is not UTF-8")]
     Utf8 {
@@ -443,9 +495,9 @@ pub enum GgufFault {
         what: String,
     },
     /// A name stands twice.
-    #[error("`{name}` stands twice in the header")]
+    #[error("`{}` stands twice in the header", brief(name))]
     Duplicate {
-        /// Key or tensor.
+        /// Key, tensor or token.
         name: String,
     },
     /// A metadata value of an unknown or nested type.

@@ -40,7 +40,9 @@ impl Inventory {
     }
 
     fn add(&mut self, dtype: &str, shape: &[usize], bytes: usize) {
-        self.parameters += shape.iter().map(|&size| size as u64).product::<u64>();
+        // A type of unknown size may claim any shape.
+        let elements = shape.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64));
+        self.parameters = self.parameters.saturating_add(elements.unwrap_or(u64::MAX));
         self.bytes += bytes as u64;
         *self.stored_as.entry(dtype.to_owned()).or_default() += 1;
     }

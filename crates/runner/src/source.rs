@@ -9,8 +9,13 @@ use std::path::{Path, PathBuf};
 use crate::weights::Bytes;
 use crate::{Error, Result};
 
-/// `config.json`, `tokenizer.json` and index files larger than this are refused.
-const MAX_JSON_BYTES: u64 = 512 << 20;
+/// Largest JSON file that is read, in bytes. Read, a file takes many times its size.
+fn max_json_bytes(name: &str) -> u64 {
+    match name {
+        "config.json" => 16 << 20,
+        _ => 128 << 20,
+    }
+}
 
 /// A model that is part of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,15 +144,15 @@ impl Source {
     pub(crate) fn open_json(&self, name: &str) -> Result<Option<Bytes>> {
         let bytes = self.open(name)?;
         if let Some(bytes) = &bytes {
-            check_size(&self.file_path(name), bytes.len() as u64)?;
+            check_size(&self.file_path(name), bytes.len() as u64, max_json_bytes(name))?;
         }
         Ok(bytes)
     }
 }
 
-fn check_size(path: &Path, bytes: u64) -> Result<()> {
-    if bytes > MAX_JSON_BYTES {
-        return Err(Error::FileTooLarge { path: path.to_owned(), bytes, limit: MAX_JSON_BYTES });
+fn check_size(path: &Path, bytes: u64, limit: u64) -> Result<()> {
+    if bytes > limit {
+        return Err(Error::FileTooLarge { path: path.to_owned(), bytes, limit });
     }
     Ok(())
 }

@@ -89,6 +89,7 @@ pub(super) fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
     Ok(Tokenizer {
         bos: around("bos", rule == PreTokenizer::Llama3)?,
         eos: around("eos", false)?,
+        growth: 1,
         inner,
     })
 }

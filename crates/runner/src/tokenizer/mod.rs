@@ -5,6 +5,7 @@
 //! around a text (a BOS, usually) are the file's own rule, which a caller can
 //! switch off but not change.
 
+mod definition;
 mod gguf;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +14,10 @@ use std::path::PathBuf;
 use crate::gguf::Gguf;
 use crate::source::Source;
 use crate::{Error, Result};
+
+/// The most bytes that a text may have when it is normalized. Each takes about 20 bytes
+/// of memory, with its place in the text.
+const MAX_NORMALIZED: usize = 256 << 20;
 
 /// Whether the tokens that the model expects around a text are added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +47,8 @@ pub struct Encoding {
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The most bytes that normalizing makes of one byte of text.
+    growth: usize,
     /// Added before the text beside what `inner` itself adds.
     bos: Option<u32>,
     /// Added behind the text beside what `inner` itself adds.
@@ -69,8 +76,10 @@ impl Tokenizer {
 
     fn from_json(path: PathBuf, json: &[u8]) -> Result<Self> {
         // The library panics on some files that are not even JSON.
-        serde_json::from_slice::<serde::de::IgnoredAny>(json)
+        definition::check_sizes(json)
             .map_err(|source| Error::Json { path: path.clone(), source })?;
+        let growth = definition::check_growth(json)
+            .map_err(|source| Error::Tokenizer { path: path.clone(), source })?;
         let inner = guarded(|| {
             let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
             // Cutting and padding are the caller's, aloud.
@@ -78,18 +87,23 @@ impl Tokenizer {
             Ok(inner)
         })
         .map_err(|source| Error::Tokenizer { path, source })?;
-        Ok(Self { inner, bos: None, eos: None })
+        Ok(Self { inner, growth, bos: None, eos: None })
     }
 
     /// Tokenizes a text. Special tokens written in the text are recognised.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] if the vocabulary cannot express the text.
+    /// [`Error::Encode`] if the vocabulary cannot express the text,
+    /// [`Error::Normalized`] if normalizing could make too much of it.
     pub fn encode(&self, text: &str, special: Special) -> Result<Encoding> {
+        let bytes = text.len().saturating_mul(self.growth);
+        if bytes > MAX_NORMALIZED {
+            return Err(Error::Normalized { bytes, limit: MAX_NORMALIZED });
+        }
         let add = special == Special::Add;
-        let encoded =
-            self.inner.encode_char_offsets(text, add).map_err(|source| Error::Encode { source })?;
+        let encoded = guarded(|| self.inner.encode_char_offsets(text, add))
+            .map_err(|source| Error::Encode { source })?;
         let mut encoding = Encoding::default();
         let mut push = |id: u32, token: String, offsets| {
             encoding.ids.push(id);

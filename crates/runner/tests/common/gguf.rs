@@ -12,6 +12,7 @@ pub enum Value {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
 }
 
 /// A tensor: dimensions fastest first, type number, bytes.
@@ -126,6 +127,12 @@ fn write(out: &mut Vec<u8>, value: &Value) {
         Value::I32s(values) => {
             kind(out, 9);
             kind(out, 5);
+            out.extend((values.len() as u64).to_le_bytes());
+            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+        }
+        Value::F32s(values) => {
+            kind(out, 9);
+            kind(out, 6);
             out.extend((values.len() as u64).to_le_bytes());
             values.iter().for_each(|value| out.extend(value.to_le_bytes()));
         }
