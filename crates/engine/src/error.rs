@@ -7,7 +7,7 @@ use crate::human::{brief, first};
 pub use runner::Fault;
 
 /// Shorthand for this crate's results.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a command could not be carried out, or not to its end.
 ///

@@ -17,7 +17,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use peak_alloc::PeakAlloc;
-use testkit::hostile::{Limits, campaign, change_bytes, change_json, check, scratch};
+use testkit::hostile::{Limits, alone, campaign, change_bytes, change_json, check, scratch};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -37,6 +37,7 @@ const JSON_WORDS: &[&str] = &["text", "id", "label", "\u{0}", "7", "x"];
 
 #[test]
 fn prompt_lines() {
+    let _alone = alone();
     let folder = scratch();
     let path = |ending: &str| folder.path().join(format!("prompts.{ending}"));
     let seeds: [(&str, &[u8]); 4] = [
@@ -122,6 +123,7 @@ fn parquet_file(folder: &Path, bytes: &[u8]) -> PromptSource {
 
 #[test]
 fn prompt_parquet() {
+    let _alone = alone();
     let (folder, seeds) = (scratch(), parquet_seeds());
     for (number, seed) in seeds.iter().enumerate() {
         read(&parquet_file(folder.path(), seed)).unwrap_or_else(|e| panic!("seed {number}: {e}"));
@@ -148,7 +150,6 @@ fn case(
     limits: Limits,
     source: impl Fn(PathBuf) -> PromptSource,
 ) -> Result<(), String> {
-    let _alone = testkit::hostile::alone();
     let folder = scratch();
     let path = folder.path().join(name);
     write(&path, bytes);
@@ -164,8 +165,9 @@ fn case(
 
 #[test]
 fn long_lines() {
+    let _alone = alone();
     let long = Limits {
-        memory_per_byte: 6,
+        memory_per_byte: 9,
         time: std::time::Duration::from_secs(20),
         ..Limits::default()
     };
@@ -204,6 +206,7 @@ fn long_lines() {
 
 #[test]
 fn more_prompts_than_a_run_takes() {
+    let _alone = alone();
     let limits = Limits { memory: 3 << 30, time: std::time::Duration::from_secs(60), ..LIMITS() };
     let too_many = "a\n".repeat(engine::prompts::MAX_PROMPTS + 10);
     let error = case("p.txt", too_many.as_bytes(), limits, PromptSource::File).unwrap_err();
@@ -214,6 +217,7 @@ fn more_prompts_than_a_run_takes() {
 /// compression.
 #[test]
 fn parquet_bombs() {
+    let _alone = alone();
     let limits = Limits { memory: 400 << 20, ..LIMITS() };
     let long = "a".repeat(3 << 20);
     let file = |rows: usize, dictionary: bool, compression: Compression| {

@@ -3,8 +3,7 @@
 //! An input is made from its number alone, so that a failure is replayed by that
 //! number. Whatever a reader is given, it must answer within [`Limits`], with a
 //! value or with an error whose message a terminal can show. A test that uses this
-//! declares `peak_alloc::PeakAlloc` as its global allocator, and runs its campaigns
-//! in one thread, because memory is counted for the whole process.
+//! declares `peak_alloc::PeakAlloc` as its global allocator, and holds [`alone`].
 
 use std::cell::{Cell, RefCell};
 use std::io::{Seek, Write};
@@ -307,12 +306,12 @@ thread_local! {
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Memory is counted for the process, so campaigns run one after another.
 static ALONE: Mutex<()> = Mutex::new(());
 static HOOK: Once = Once::new();
 
-/// Waits until no other campaign of this process runs. Panics within inputs are
-/// kept for the report rather than printed.
+/// Waits until no other such test of this process runs: memory is counted for the
+/// whole process, so every test that measures holds this from its first line. Panics
+/// within inputs are kept for the report rather than printed.
 pub fn alone() -> MutexGuard<'static, ()> {
     HOOK.call_once(|| {
         let usual = std::panic::take_hook();
@@ -344,7 +343,6 @@ pub fn campaign(
     mut make: impl FnMut(&mut Random) -> Vec<u8>,
     mut read: impl FnMut(&[u8]) -> Result<(), String>,
 ) -> Tally {
-    let _alone = alone();
     let (first, inputs) = (environment(FIRST).unwrap_or(0), environment(INPUTS).unwrap_or(inputs));
     // Where it was, if the process does not survive.
     let folder = folder();

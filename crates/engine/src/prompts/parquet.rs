@@ -424,3 +424,78 @@ impl Compact<'_> {
         Some(page)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A schema of `depth` groups within each other, as a file's description writes it.
+    fn nested(depth: usize) -> Vec<u8> {
+        // Version 1, then field 2: a list of so many structs.
+        let mut bytes = vec![0x15, 0x02, 0x19, 0xf0 | kind::STRUCT];
+        let mut count = depth + 1;
+        while count >= 0x80 {
+            bytes.push(count as u8 | 0x80);
+            count >>= 7;
+        }
+        bytes.push(count as u8);
+        for level in 0..=depth {
+            // Field 4: the name `a`; field 5: one child, but for the last.
+            bytes.extend([0x48, 0x01, b'a']);
+            if level < depth {
+                bytes.extend([0x15, 0x02]);
+            }
+            bytes.push(0);
+        }
+        // Field 3: rows; field 4: no row groups.
+        bytes.extend([0x16, 0x00, 0x19, kind::STRUCT, 0x00]);
+        bytes
+    }
+
+    fn file(footer: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"PAR1").unwrap();
+        file.write_all(footer).unwrap();
+        file.write_all(&(footer.len() as u32).to_le_bytes()).unwrap();
+        file.write_all(b"PAR1").unwrap();
+        file
+    }
+
+    #[test]
+    fn schemas_nested_deep_are_refused_before_they_are_descended_into() {
+        assert_eq!(schema_depth(&nested(0)), Some(0));
+        assert_eq!(schema_depth(&nested(5)), Some(5));
+        for (depth, refused) in [(MAX_DEPTH, false), (MAX_DEPTH + 1, true), (1_000_000, true)] {
+            let answer = check_footer(&mut file(&nested(depth)));
+            assert_eq!(answer.is_err(), refused, "{depth}");
+            let error = read(file(&nested(depth)), Path::new("p.parquet")).unwrap_err();
+            assert_eq!(error.to_string().contains("nested"), refused, "{depth}: {error}");
+        }
+    }
+
+    #[test]
+    fn descriptions_that_end_early_are_refused() {
+        let whole = nested(3);
+        for length in 0..whole.len() {
+            assert!(check_footer(&mut file(&whole[..length])).is_err(), "{length}");
+        }
+        // More elements than bytes.
+        assert_eq!(schema_depth(&[0x29, 0xfc, 0xff, 0xff, 0xff, 0x0f]), None);
+        // Nested beyond what is read.
+        assert_eq!(schema_depth(&[0x1c; 100]), None);
+    }
+
+    #[test]
+    fn headers_of_pages_are_read() {
+        // A data page of 10 bytes packed into 7, with dictionary indices.
+        let header =
+            [0x15, 0x00, 0x15, 0x14, 0x15, 0x0e, 0x2c, 0x15, 0x02, 0x15, 0x10, 0x00, 0x00, 9];
+        let mut compact = Compact { bytes: &header, at: 0 };
+        let page = compact.page().unwrap();
+        assert_eq!((page.unpacked, page.packed, page.encoding), (10, 7, 8));
+        assert_eq!(compact.at, header.len() - 1);
+        assert!(Compact { bytes: &header[..8], at: 0 }.page().is_none());
+    }
+}

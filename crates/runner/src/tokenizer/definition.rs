@@ -100,35 +100,67 @@ fn is_text(piece: &Value) -> bool {
     }
 }
 
-/// The most bytes that a normalizer makes of one byte. The kinds are told by their
-/// members, as the library tells them where no type is written.
+/// What one step of a normalizer does to the length of a text.
+enum Step {
+    /// Nothing that lengthens it.
+    Shortens,
+    /// Each character becomes what Unicode says, which further such steps do not lengthen:
+    /// at most 33 bytes for 3, of which lower case may take twice as many.
+    Unicode,
+    /// At most so many bytes for one.
+    Times(usize),
+}
+
+/// The most bytes that a normalizer makes of one byte.
 fn growth(part: &Value) -> Result<usize, Fault> {
-    // Compatibility forms: the longest is 33 bytes for a character of 3.
-    const UNICODE: usize = 11;
+    const UNICODE: usize = 22;
+    let mut steps = Vec::new();
+    add_steps(part, &mut steps)?;
+    let (mut growth, mut in_unicode) = (1usize, false);
+    for step in steps {
+        let times = match step {
+            Step::Shortens => continue,
+            Step::Unicode if in_unicode => continue,
+            Step::Unicode => UNICODE,
+            Step::Times(times) => times,
+        };
+        in_unicode = matches!(step, Step::Unicode);
+        growth = growth.saturating_mul(times);
+    }
+    Ok(growth)
+}
+
+/// The steps of a normalizer, told by their members, as the library tells them where no
+/// type is written.
+fn add_steps(part: &Value, steps: &mut Vec<Step>) -> Result<(), Fault> {
     let Value::Object(members) = part else {
-        return Ok(1);
+        return Ok(());
     };
-    let len = |key| members.get(key).and_then(Value::as_str).map_or(0, str::len);
+    let text = |key| members.get(key).and_then(Value::as_str);
+    let len = |key| text(key).map_or(0, str::len);
     if let Some(Value::Array(inner)) = members.get("normalizers") {
-        return inner.iter().try_fold(1usize, |all, part| Ok(all.saturating_mul(growth(part)?)));
+        return inner.iter().try_for_each(|part| add_steps(part, steps));
     }
-    if let Some(table) = members.get(CHARSMAP).and_then(Value::as_str) {
-        return Ok(longest_replacement(table)?.max(1));
-    }
-    if members.contains_key("content") {
+    if let Some(table) = text(CHARSMAP) {
+        steps.push(Step::Times(longest_replacement(table)?.max(1)));
+    } else if members.contains_key("content") {
         let pattern = members.get("pattern").and_then(|pattern| pattern.get("String"));
-        // An empty pattern and a regular expression match between any two bytes.
-        let matched = pattern.and_then(Value::as_str).map_or(0, str::len);
-        return Ok(match matched {
+        steps.push(Step::Times(match pattern.and_then(Value::as_str).map_or(0, str::len) {
+            // An empty pattern and a regular expression match between any two bytes.
             0 => len("content") + 1,
             matched => len("content").div_ceil(matched).max(1),
+        }));
+    } else if members.contains_key("prepend") {
+        // Before each stretch between added tokens.
+        steps.push(Step::Times(len("prepend") + 1));
+    } else {
+        steps.push(match text("type") {
+            Some("Strip" | "StripAccents" | "Nmt") => Step::Shortens,
+            Some("ByteLevel") => Step::Times(2),
+            _ => Step::Unicode,
         });
     }
-    match members.contains_key("prepend") {
-        // Before each stretch between added tokens.
-        true => Ok(len("prepend") + 1),
-        false => Ok(UNICODE),
-    }
+    Ok(())
 }
 
 /// The longest text that a table of characters puts in place of one.
@@ -274,6 +306,14 @@ mod tests {
             format!(r#"{{"type": "Replace", "pattern": {pattern}, "content": "{content}"}}"#)
         };
         assert_eq!(growth_of("null").unwrap(), 1);
+        let kinds = |kinds: &[&str]| {
+            let parts: Vec<_> =
+                kinds.iter().map(|kind| format!(r#"{{"type": "{kind}"}}"#)).collect();
+            growth_of(&format!(r#"{{"normalizers": [{}]}}"#, parts.join(","))).unwrap()
+        };
+        assert_eq!(kinds(&["StripAccents", "Strip", "Nmt"]), 1);
+        assert_eq!(kinds(&["NFKD", "StripAccents", "Lowercase", "NFC"]), 22);
+        assert_eq!(kinds(&["ByteLevel", "NFC", "ByteLevel"]), 88);
         assert_eq!(growth_of(&replace(r#"{"String": " "}"#, "▁")).unwrap(), 3);
         assert_eq!(growth_of(&replace(r#"{"String": "abcd"}"#, "x")).unwrap(), 1);
         assert_eq!(growth_of(&replace(r#"{"String": ""}"#, "xyz")).unwrap(), 4);

@@ -32,7 +32,6 @@ fn answer(
 }
 
 fn config(bytes: &[u8]) -> Result<(), String> {
-    let _alone = alone();
     answer(bytes, limits(), || {
         Config::from_json("config.json".as_ref(), bytes).map(drop).map_err(|e| e.to_string())
     })
@@ -44,7 +43,6 @@ fn folder_with(
     limits: Limits,
     read: fn(&Source) -> Result<(), String>,
 ) -> Result<(), String> {
-    let _alone = alone();
     let folder = scratch();
     let llama = super::common::Folder::llama();
     write(&folder.path().join("config.json"), llama.config.to_string().as_bytes());
@@ -73,6 +71,7 @@ fn safetensors(header: &str, data: usize) -> Vec<u8> {
 
 #[test]
 fn nesting() {
+    let _alone = alone();
     const DEPTH: usize = 1 << 20;
     for text in [
         "[".repeat(DEPTH),
@@ -95,6 +94,7 @@ fn nesting() {
 
 #[test]
 fn long_lists_and_texts() {
+    let _alone = alone();
     const N: usize = 1_000_000;
     let many = |item: &str| format!("{}{item}", format!("{item},").repeat(N));
     let long = "a".repeat(10 * N);
@@ -110,7 +110,6 @@ fn long_lists_and_texts() {
         (format!("{{\"model_type\": \"llama\", \"rope_theta\": 1{}}}", "0".repeat(N)), false),
         (format!("{{{}}}", many("\"model_type\": \"llama\"")), true),
     ] {
-        let _alone = alone();
         let read = || Config::from_json("config.json".as_ref(), text.as_bytes()).map(drop);
         let answer = answer(text.as_bytes(), limits, || read().map_err(|error| error.to_string()));
         assert_eq!(answer.is_ok(), accepted, "{text:.60}: {answer:?}");
@@ -119,6 +118,7 @@ fn long_lists_and_texts() {
 
 #[test]
 fn thousands_of_layers() {
+    let _alone = alone();
     let text =
         json!({"model_type": "gemma3_text", "num_hidden_layers": 16384, "vocab_size": 1 << 24});
     config(text.to_string().as_bytes()).unwrap();
@@ -166,6 +166,7 @@ fn thousands_of_layers() {
 
 #[test]
 fn many_tensors() {
+    let _alone = alone();
     const N: usize = 100_000;
     let entry = |i: usize, start: usize| {
         format!(
@@ -213,6 +214,7 @@ fn many_tensors() {
 
 #[test]
 fn counts_within_the_file() {
+    let _alone = alone();
     for n in [1u64 << 16, 1 << 20] {
         let mut file = with_tokenizer();
         file.n_tensors = Some(n / 24);
@@ -249,6 +251,7 @@ fn counts_within_the_file() {
 
 #[test]
 fn heads_too_wide_for_their_angles() {
+    let _alone = alone();
     let text = json!({"model_type": "llama", "hidden_size": 2, "num_attention_heads": 1, "head_dim": 1 << 20});
     assert!(config(text.to_string().as_bytes()).unwrap_err().contains("head_dim"));
     let mut file = seed(candle_core::quantized::GgmlDType::F32);
@@ -273,7 +276,6 @@ fn definition(changes: serde_json::Value) -> Vec<u8> {
 
 /// Loads a definition and tokenizes `n` letters and a last one.
 fn encode(json: &[u8], n: usize, limits: Limits) -> Result<usize, String> {
-    let _alone = alone();
     let folder = scratch();
     write(&folder.path().join("tokenizer.json"), json);
     let source = Source::Folder(folder.path().to_owned());
@@ -290,6 +292,7 @@ fn encode(json: &[u8], n: usize, limits: Limits) -> Result<usize, String> {
 
 #[test]
 fn texts_that_would_grow() {
+    let _alone = alone();
     let limits = Limits { memory: 128 << 20, ..limits() };
     let replace = |pattern: &str, content: &str| json!({"type": "Replace", "pattern": {"String": pattern}, "content": content});
     let sequence =
@@ -308,16 +311,21 @@ fn texts_that_would_grow() {
     ] {
         encode(&definition(json!({"normalizer": normalizer})), 1000, limits).unwrap_err();
     }
-    let template = |single: serde_json::Value| json!({"type": "TemplateProcessing", "single": single, "pair": ["$A", "$B"], "special_tokens": {}});
-    let processors =
-        json!({"type": "Sequence", "processors": vec![template(json!(["$A", "$A"])); 30]});
-    encode(&definition(json!({"post_processor": processors})), 10, limits).unwrap_err();
-    let once = json!({"type": "Sequence", "processors": vec![template(json!(["$A"])); 30]});
+    // Each template of a sequence copies what the one before it made.
+    let template = |times: usize| {
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        let single = vec![text.clone(); times];
+        json!({"type": "TemplateProcessing", "single": single, "pair": [text], "special_tokens": {}})
+    };
+    let processors = |times| json!({"type": "Sequence", "processors": vec![template(times); 30]});
+    encode(&definition(json!({"post_processor": processors(2)})), 10, limits).unwrap_err();
+    let once = processors(1);
     encode(&definition(json!({"post_processor": once})), 10, limits).unwrap();
 }
 
 #[test]
 fn definitions_that_would_be_read_again_and_again() {
+    let _alone = alone();
     for (outer, inner) in [
         ("normalizers", "normalizer"),
         ("pretokenizers", "pre_tokenizer"),
@@ -339,7 +347,9 @@ fn definitions_that_would_be_read_again_and_again() {
                             part = json!({outer: [part]});
                         }
                     }
-                    drop(encode(&definition(json!({inner: part})), 3, limits()));
+                    let answer = encode(&definition(json!({inner: part})), 3, limits());
+                    let deep = answer.is_err_and(|error| error.contains("nested 12 deep"));
+                    assert_eq!(deep, depth == 60);
                 }
             }
         }
@@ -348,6 +358,7 @@ fn definitions_that_would_be_read_again_and_again() {
 
 #[test]
 fn long_words_and_many_tokens() {
+    let _alone = alone();
     let limits = Limits { memory: 512 << 20, memory_per_byte: 32, ..limits() };
     let piece = |max: u64| json!({"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "", "max_input_chars_per_word": max, "vocab": {"a": 0, "b": 1}});
     encode(&definition(json!({"model": piece(256)})), 250, limits).unwrap();
@@ -363,12 +374,20 @@ fn long_words_and_many_tokens() {
     encode(&definition(json!({})), 1_000_000, limits).unwrap();
 }
 
-/// Patterns that try exponentially many ways to match stop after a number of steps.
+/// Patterns that try exponentially many ways to match stop after a number of steps, and
+/// have not matched then.
 #[test]
 fn patterns_that_backtrack() {
-    for pattern in ["(a+)+$", "(?=(a+)+$)(a|aa)+$", "(?:(?=a)a+)+$", "((?=a)a*)*b\\1c"] {
+    let _alone = alone();
+    for pattern in ["(a+)+$", "(?=(a+)+$)(a|aa)+$", "(?:(?=a)(a|aa))+c", "((?=a)a*)*b\\1c"] {
         let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
-        let limits = Limits { time: Duration::from_secs(30), memory: 1 << 30, ..limits() };
-        drop(encode(&definition(json!({"pre_tokenizer": split})), 20_000, limits));
+        let tokens = encode(&definition(json!({"pre_tokenizer": split})), 20_000, limits());
+        assert_eq!(tokens, Ok(10_001), "{pattern}");
     }
+    encode(
+        &definition(json!({"pre_tokenizer": {"type": "FixedLength", "length": 0}})),
+        9,
+        limits(),
+    )
+    .unwrap_err();
 }

@@ -2,7 +2,7 @@
 
 use candle_core::quantized::GgmlDType;
 use runner::{LoadOptions, Model, Source, WeightDtype};
-use testkit::hostile::{Limits, Random, campaign, change_bytes, scratch};
+use testkit::hostile::{Limits, Random, alone, campaign, change_bytes, scratch};
 
 use super::common::Folder;
 use super::common::gguf::{File, Value, llama};
@@ -251,6 +251,7 @@ fn bytes(random: &mut Random, files: &[File], written: &[Vec<u8>]) -> Vec<u8> {
 
 #[test]
 fn gguf() {
+    let _alone = alone();
     let files = seeds();
     let written: Vec<_> = files.iter().map(File::bytes).collect();
     let folder = scratch();
@@ -281,6 +282,7 @@ fn gguf() {
 /// One model in three files, of which one is changed.
 #[test]
 fn gguf_split() {
+    let _alone = alone();
     let whole = seed(GgmlDType::F16);
     let mut files = vec![whole.clone(); 3];
     for (number, file) in files.iter_mut().enumerate() {

@@ -1,7 +1,7 @@
 //! Configurations of every family.
 
 use runner::{Config, LoadOptions, Model, Source};
-use testkit::hostile::{Limits, campaign, change_json, scratch};
+use testkit::hostile::{Limits, alone, campaign, change_json, scratch};
 
 use super::common::workspace;
 use super::write;
@@ -105,6 +105,7 @@ fn seeds() -> Vec<(std::path::PathBuf, Vec<u8>)> {
 
 #[test]
 fn config() {
+    let _alone = alone();
     let seeds = seeds();
     campaign(
         "config",
@@ -132,6 +133,7 @@ fn config() {
 /// Golden weights under a changed configuration: where it is accepted, the model runs.
 #[test]
 fn config_with_weights() {
+    let _alone = alone();
     let (seeds, scratch) = (seeds(), scratch());
     let chosen = std::cell::Cell::new(0);
     let weights: Vec<Vec<_>> = seeds

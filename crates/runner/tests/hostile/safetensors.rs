@@ -1,7 +1,7 @@
 //! Safetensors files, alone and in shards with an index.
 
 use runner::Source;
-use testkit::hostile::{Limits, Random, campaign, change_bytes, change_json, scratch};
+use testkit::hostile::{Limits, Random, alone, campaign, change_bytes, change_json, scratch};
 
 use super::common::Folder;
 use super::{load_and_run, write};
@@ -81,6 +81,7 @@ fn change(random: &mut Random, seed: &[u8], other: &[u8]) -> Vec<u8> {
 
 #[test]
 fn safetensors() {
+    let _alone = alone();
     let (llama, mixtral) = (Folder::llama(), Folder::mixtral());
     let folders = [&llama, &mixtral];
     let seeds = folders.map(|folder| std::fs::read(folder.write().weights()).unwrap());
@@ -109,6 +110,7 @@ fn safetensors() {
 
 #[test]
 fn safetensors_index() {
+    let _alone = alone();
     let llama = Folder::llama();
     llama.write();
     let (tensors, scratch) = (llama.tensors.clone(), scratch());

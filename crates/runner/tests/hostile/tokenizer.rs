@@ -1,7 +1,7 @@
 //! Tokenizers, from `tokenizer.json` and from a GGUF file's metadata.
 
 use runner::{Source, Special, Tokenizer};
-use testkit::hostile::{Limits, campaign, change_json, scratch};
+use testkit::hostile::{Limits, alone, campaign, change_json, scratch};
 
 use super::common::gguf::File;
 use super::gguf::{change_file, with_pieces, with_tokenizer};
@@ -124,6 +124,7 @@ pub fn exercise(source: &Source) -> Result<(), String> {
 
 #[test]
 fn tokenizer_json() {
+    let _alone = alone();
     let (seeds, scratch) = (corpus("tokenizer"), scratch());
     let path = scratch.path().join("tokenizer.json");
     let source = Source::Folder(scratch.path().to_owned());
@@ -150,6 +151,7 @@ fn tokenizer_json() {
 
 #[test]
 fn tokenizer_gguf() {
+    let _alone = alone();
     let mut files = [with_tokenizer(), with_pieces()];
     files.iter_mut().for_each(|file| file.tensors.clear());
     let written = files.each_ref().map(File::bytes);
