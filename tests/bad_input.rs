@@ -188,7 +188,7 @@ fn configurations_that_cannot_be_meant() {
 #[test]
 fn models_that_are_not_there() {
     let folder = tempfile::tempdir().unwrap();
-    refused(folder.path(), Path::new("no/such-model"), &["no/such-model", "tiny-mixtral"]);
+    refused(folder.path(), Path::new("no/such/model"), &["no/such/model", "tiny-mixtral"]);
     let text = folder.path().join("model.bin");
     std::fs::write(&text, "x").unwrap();
     refused(folder.path(), &text, &["model.bin", ".gguf"]);

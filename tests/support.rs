@@ -6,10 +6,10 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// The program, with paths relative to the repository's root.
+/// The program, with paths relative to the repository's root, and without network.
 pub fn eigenlens() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_eigenlens"));
-    command.current_dir(root()).stdin(Stdio::null());
+    command.current_dir(root()).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1");
     command
 }
 
@@ -31,7 +31,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    fn new(output: &Output) -> Self {
+    pub fn new(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("output is UTF-8");
         Self {
             code: output.status.code(),

@@ -5,6 +5,8 @@
 mod support;
 
 mod bad_input;
+mod chat;
 mod commands;
 mod crash;
+mod hub;
 mod readers;

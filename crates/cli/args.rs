@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Positions, Selection};
+use engine::{Date, Positions, Selection};
 
 /// Opens up transformers while they run: captures attention and router
 /// activations at named hook points and measures them.
@@ -48,6 +48,7 @@ pub enum Command {
 Examples:
   eigenlens capture --model ./my-model --prompts texts.jsonl --hook logits --positions last --out runs/last
   eigenlens capture --model ./my-model --token-ids ids.json --hook 'blocks.*.attn.hook_pattern' --heads 0-3 --out runs/raw
+  eigenlens capture --model model.gguf --chat --prompt 'Name a colour.' --hook logits --positions last --out runs/chat
 
 `*` stands for any run of characters between two dots. `eigenlens models MODEL` lists a model's hook points.")]
     Capture(CaptureArgs),
@@ -56,6 +57,7 @@ Examples:
 Examples:
   eigenlens spectral --model tiny-mixtral --prompt '3 + 4 = 7' --out runs/one
   eigenlens spectral --model model.gguf --prompts texts.jsonl --preset controlled,paper --out runs/both
+  eigenlens spectral --model model.gguf --chat --date 2026-11-23 --prompts talks.jsonl --out runs/talks
 
 Presets:
   controlled  symmetric-normalized Laplacian; first token dropped; signal centred and scaled to unit rows
@@ -93,7 +95,7 @@ pub struct DemoArgs {
 /// Which model, and how it is run.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// A model folder, a .gguf file, or a built-in name (tiny-mixtral).
+    /// A model folder, a .gguf file, a built-in name (tiny-mixtral), or a hub id (org/name[@revision][:file.gguf]).
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// Where to run.
@@ -125,7 +127,8 @@ pub struct PromptArgs {
     /// A prompt; may be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
-    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id`), or `-` for standard input.
+    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id`;
+    /// .jsonl with --chat: `messages`, too), or `-` for standard input.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Token ids from a JSON file: a list, or a list of lists. Needs no tokenizer.
@@ -139,9 +142,19 @@ pub struct RunArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub prompts: PromptArgs,
+    /// Write each prompt as the model's chat template does, with the beginning of an answer behind
+    /// it: a text is one message of the user, `messages` are taken as they are.
+    #[arg(long, conflicts_with_all = ["token_ids", "no_bos"])]
+    pub chat: bool,
+    /// The day that a chat template prints, such as 2026-11-23; asked for only where one is printed.
+    #[arg(long, value_name = "DATE", requires = "chat")]
+    pub date: Option<Date>,
     /// Put no special tokens (BOS, EOS) around a text, whatever the tokenizer says.
     #[arg(long)]
     pub no_bos: bool,
+    /// What special tokens written in a prompt, such as <|im_end|>, are.
+    #[arg(long, value_enum, default_value_t = Special::Parse)]
+    pub special: Special,
     /// Cut longer prompts to their first N tokens.
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<usize>,
@@ -151,6 +164,14 @@ pub struct RunArgs {
     /// Layers, such as 0,5-9.
     #[arg(long, default_value = "all")]
     pub layers: Selection,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Special {
+    /// Those tokens.
+    Parse,
+    /// Plain text like any other.
+    Plain,
 }
 
 #[derive(Args)]
@@ -226,6 +247,6 @@ pub struct ShowArgs {
 
 #[derive(Args)]
 pub struct ModelsArgs {
-    /// A model folder, a .gguf file, or a built-in name.
+    /// A model folder, a .gguf file, a built-in name, or a hub id (org/name[@revision][:file.gguf]).
     pub model: Option<String>,
 }

@@ -14,8 +14,8 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, Fault, Item, Job, ModelChoice, PromptSource, Special, SpectralOptions,
-    StoredType, Tokenization, WeightDtype,
+    CaptureOptions, Fault, Form, Item, Job, ModelChoice, PromptSource, Special, SpectralOptions,
+    StoredType, Tokenization, WeightDtype, Written,
 };
 use serde::Serialize;
 
@@ -125,7 +125,7 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
         }
         Command::Models(models) => match &models.model {
             None => emit(shared, &engine::families()),
-            Some(model) => emit(shared, &engine::explain(model)?),
+            Some(model) => emit(shared, &engine::explain(model, &mut Meter::new(shared.quiet))?),
         },
         Command::Doctor => emit(shared, &engine::doctor()),
     }
@@ -159,6 +159,11 @@ fn job(args: &RunArgs) -> Job {
         prompts: source,
         tokenization: Tokenization {
             special: if args.no_bos { Special::Omit } else { Special::Add },
+            written: match args.special {
+                args::Special::Parse => Written::Parse,
+                args::Special::Plain => Written::Plain,
+            },
+            form: if args.chat { Form::Chat { date: args.date } } else { Form::AsGiven },
             max_tokens: args.max_tokens,
         },
         capture: None,

@@ -41,7 +41,7 @@ pub fn doctor() -> Doctor {
         devices: vec!["cpu"],
         families: crate::families().families,
         analyses: analysis::ANALYSES.iter().map(|a| (a.name, a.about)).collect(),
-        built_in_model: crate::explain("tiny-mixtral").is_ok(),
+        built_in_model: crate::explain("tiny-mixtral", &mut crate::Silent).is_ok(),
     }
 }
 

@@ -50,7 +50,7 @@ pub enum Error {
     },
     /// A line that is not a prompt.
     #[error(
-        "{}, line {line}: {}; expected an object such as {{\"text\": \"…\", \"id\": \"…\"}}, the id optional",
+        "{}, line {line}: {}; expected an object such as {{\"text\": \"…\", \"id\": \"…\"}}, the id optional, or one with `messages`",
         path.display(),
         brief(source)
     )]
@@ -61,6 +61,79 @@ pub enum Error {
         line: usize,
         /// What is wrong with it.
         source: serde_json::Error,
+    },
+    /// A line longer than any prompt.
+    #[error("{}, line {line} has {bytes} bytes, more than the {limit} that are taken", path.display())]
+    LineBytes {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// Its size in bytes.
+        bytes: usize,
+        /// The largest size in bytes.
+        limit: usize,
+    },
+    /// A line with neither or both of what a prompt can be.
+    #[error(
+        "{}, line {line}: {found}; expected either `text` or `messages`, such as {{\"messages\": [{{\"role\": \"user\", \"content\": \"…\"}}]}}",
+        path.display()
+    )]
+    PromptFields {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What the line has.
+        found: &'static str,
+    },
+    /// A message that holds something other than text.
+    #[error(
+        "{}, line {line}, message {message}: {found} is not taken; expected `role` and `content`, both text",
+        path.display()
+    )]
+    Message {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The message, from 1.
+        message: usize,
+        /// What it holds.
+        found: String,
+    },
+    /// A conversation, without a template to write it with.
+    #[error(
+        "prompt `{id}` is a conversation; add --chat to write it as the model's chat template does"
+    )]
+    Conversation {
+        /// Its id.
+        id: String,
+    },
+    /// Token ids cannot go through a chat template.
+    #[error("prompt `{id}` is a list of token ids, which no chat template takes; leave out --chat")]
+    ChatTokens {
+        /// Its id.
+        id: String,
+    },
+    /// A chat template's special tokens would be plain text.
+    #[error(
+        "--special plain would make plain text of the chat template's own marks; leave out one of the two"
+    )]
+    PlainChat,
+    /// A chat template does not take a conversation.
+    #[error("prompt `{id}`: the model's chat template refuses the conversation: {message}")]
+    ChatRefused {
+        /// The prompt.
+        id: String,
+        /// The template's own words.
+        message: String,
+    },
+    /// A chat template prints the date, and none is given.
+    #[error("{}: the chat template prints the date; say which, such as --date 2026-11-23", path.display())]
+    ChatDate {
+        /// The file with the template.
+        path: PathBuf,
     },
     /// A file of token ids that is not one.
     #[error(
@@ -253,6 +326,7 @@ impl From<runner::Error> for Error {
     fn from(error: runner::Error) -> Self {
         match error {
             runner::Error::Hooks(error) => error.into(),
+            runner::Error::ChatDate { path } => Self::ChatDate { path },
             error => Self::Runner(Box::new(error)),
         }
     }

@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 use analysis::routing::RoutingSink;
 use candle_core::Device;
 use hooks::Selection;
-use runner::{Fingerprint, LoadOptions, Special, WeightDtype};
+use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype, Written};
 use serde_json::{Value, json};
 
 use crate::prompts::PromptSource;
 use crate::recorders::Recorder;
 use crate::recorders::capture::{Capture, CaptureOptions, WriterSlot};
 use crate::recorders::spectral::SpectralOptions;
-use crate::tokens::Tokenization;
+use crate::tokens::{Form, Tokenization};
 
 /// Which model is run, and how.
 #[derive(Clone, Debug)]
 pub struct ModelChoice {
-    /// A folder, a GGUF file or a built-in name.
+    /// A folder, a GGUF file, a built-in name or a hub id.
     pub model: String,
     /// Where it runs.
     pub device: Device,
@@ -76,7 +76,15 @@ impl Job {
     }
 
     /// Everything that the results depend on, and the model's name for the reader.
-    pub(crate) fn describe(&self, fingerprint: &Fingerprint, inputs: &str) -> Value {
+    ///
+    /// A model of the hub has its commit beside its id: another commit is another
+    /// job, whatever branch it was found by.
+    pub(crate) fn describe(
+        &self,
+        fingerprint: &Fingerprint,
+        origin: Option<&Origin>,
+        inputs: &str,
+    ) -> Value {
         let capture = self.capture.as_ref().map(|options| {
             let mut hooks = options.hooks.clone();
             hooks.sort();
@@ -89,13 +97,21 @@ impl Job {
                 "stored": options.stored,
             })
         });
+        let mut model = json!({
+            "name": origin.map_or_else(|| self.model_name(), |origin| origin.model.clone()),
+            "config_sha256": fingerprint.config,
+            "tokenizer_sha256": fingerprint.tokenizer,
+            "weights_sampled_sha256": fingerprint.weights,
+        });
+        if let Some(origin) = origin {
+            model["revision"] = origin.commit.clone().into();
+        }
+        let chat = match self.tokenization.form {
+            Form::AsGiven => None,
+            Form::Chat { date } => Some(json!({ "date": date.map(|date| date.to_string()) })),
+        };
         json!({
-            "model": {
-                "name": self.model_name(),
-                "config_sha256": fingerprint.config,
-                "tokenizer_sha256": fingerprint.tokenizer,
-                "weights_sampled_sha256": fingerprint.weights,
-            },
+            "model": model,
             "device": format!("{:?}", self.model.device.location()).to_lowercase(),
             "dtype": match self.model.dtype {
                 WeightDtype::AsStored => "as_stored",
@@ -103,6 +119,11 @@ impl Job {
             },
             "inputs_sha256": inputs,
             "special_tokens": self.tokenization.special == Special::Add,
+            "special_tokens_in_text": match self.tokenization.written {
+                Written::Parse => "parse",
+                Written::Plain => "plain",
+            },
+            "chat": chat,
             "max_tokens": self.tokenization.max_tokens,
             "capture": capture,
             "spectral": self.spectral.as_ref().map(SpectralOptions::describe),

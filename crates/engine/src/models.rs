@@ -1,10 +1,10 @@
 //! What can be loaded, and what a folder or file is.
 
 use hooks::{MlpInfo, Site};
-use runner::{BuiltIn, Config, Inventory, Source, Tokenizer};
+use runner::{BuiltIn, Config, HubEvent, HubOptions, Inventory, Resolved, Source, Tokenizer};
 use serde::Serialize;
 
-use crate::Result;
+use crate::{Progress, Result};
 
 /// What this build can load.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -77,13 +77,33 @@ pub struct HookShape {
     pub layers: usize,
 }
 
+/// Finds a model, and fetches it from the hub if need be.
+pub(crate) fn resolve(spec: &str, progress: &mut dyn Progress) -> Result<Resolved> {
+    let mut tell = |event: HubEvent<'_>| match event {
+        HubEvent::Bytes { file, done, total } => progress.download(file, done, total),
+        HubEvent::Waiting { file } => {
+            progress.note(&format!("another process downloads {file}; waiting for it"));
+        }
+        HubEvent::Retry { reason, wait } => {
+            progress.note(&format!("{reason}; trying again in {:.0} s", wait.as_secs_f64().ceil()));
+        }
+        HubEvent::Cached { reason, commit } => {
+            progress.note(&format!("{reason}; going on with commit {commit} of the cache"));
+        }
+        _ => {}
+    };
+    let found = Source::resolve_with(spec, &HubOptions::from_env(), &mut tell);
+    progress.end();
+    Ok(found?)
+}
+
 /// Explains a model from its configuration and the headers of its weights.
 ///
 /// # Errors
 ///
 /// As loading it, for configuration, headers and tokenizer.
-pub fn explain(spec: &str) -> Result<Explained> {
-    let source = Source::resolve(spec)?;
+pub fn explain(spec: &str, progress: &mut dyn Progress) -> Result<Explained> {
+    let source = resolve(spec, progress)?.source;
     let info = runner::read_config(&source)?.info();
     let weights = Inventory::of(&source)?;
     let tokenizer = match Tokenizer::load(&source) {

@@ -6,14 +6,16 @@
 
 mod parquet;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use runner::Message;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -22,6 +24,8 @@ use crate::{Error, Result};
 pub enum Content {
     /// Text, for the model's tokenizer.
     Text(String),
+    /// A conversation, for the model's chat template.
+    Messages(Vec<Message>),
     /// Token ids as they enter the model.
     Tokens(Vec<u32>),
 }
@@ -42,10 +46,12 @@ pub enum PromptSource {
     Given(Vec<Prompt>),
     /// Texts given outright, numbered from 0.
     Texts(Vec<String>),
-    /// A `.txt` file with one prompt per line, a `.jsonl` file with `text` and an
-    /// optional `id` per line, or a `.parquet` file with such columns.
+    /// A `.txt` file with one prompt per line, a `.jsonl` file with `text` or
+    /// `messages` and an optional `id` per line, or a `.parquet` file with columns
+    /// `text` and `id`.
     File(PathBuf),
-    /// Standard input: JSON lines if it starts with `{`, else one prompt per line.
+    /// Standard input: JSON lines if it starts with `{` and some line is a JSON
+    /// object, else one prompt per line.
     Stdin,
     /// A JSON file with a list of token ids, or a list of such lists.
     TokenIds(PathBuf),
@@ -55,6 +61,8 @@ pub enum PromptSource {
 pub const MAX_PROMPTS: usize = 10_000_000;
 /// Longest prompt text, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4 << 20;
+/// Longest line of a `.jsonl` file, in bytes. Read, a line may take many times its size.
+const MAX_LINE_BYTES: usize = 32 << 20;
 /// Longest prompt id, in bytes.
 pub const MAX_ID_BYTES: usize = 256;
 /// Largest prompt file that is read as a whole, in bytes.
@@ -74,7 +82,7 @@ pub fn read(source: &PromptSource) -> Result<Vec<Prompt>> {
         PromptSource::File(path) => read_file(path)?,
         PromptSource::Stdin => {
             let text = read_text(std::io::stdin().lock(), Path::new("standard input"))?;
-            if text.trim_start().starts_with('{') {
+            if is_json_lines(&text) {
                 read_json_lines(&text, Path::new("standard input"))?
             } else {
                 read_lines(&text)?
@@ -150,10 +158,51 @@ fn read_lines(text: &str) -> Result<Vec<Prompt>> {
     number(lines.map(|line| Content::Text(line.to_owned())))
 }
 
+/// Whether lines without a file name are JSON. A text may begin with a brace, too;
+/// and of JSON with a mistake in its first line, another line tells.
+fn is_json_lines(text: &str) -> bool {
+    let object = |line| serde_json::from_str::<HashMap<String, IgnoredAny>>(line).is_ok();
+    text.trim_start().starts_with('{') && text.lines().any(object)
+}
+
 #[derive(Deserialize)]
 struct Line {
-    text: String,
+    text: Option<String>,
+    messages: Option<Vec<LineMessage>>,
     id: Option<Id>,
+}
+
+/// A message before it is known to hold text and nothing else.
+#[derive(Deserialize)]
+struct LineMessage {
+    role: String,
+    content: Option<Value>,
+    #[serde(flatten)]
+    rest: HashMap<String, IgnoredAny>,
+}
+
+impl LineMessage {
+    /// The message, or what it holds that is not taken.
+    fn read(self) -> std::result::Result<Message, String> {
+        if let Some(field) = self.rest.keys().min() {
+            return Err(format!("`{}`", field.chars().take(80).collect::<String>()));
+        }
+        let found = match self.content {
+            Some(Value::String(content)) => return Ok(Message { role: self.role, content }),
+            None | Some(Value::Null) => "no content".to_owned(),
+            Some(Value::Bool(_)) => "a truth value as content".to_owned(),
+            Some(Value::Number(_)) => "a number as content".to_owned(),
+            Some(Value::Object(_)) => "an object as content".to_owned(),
+            Some(Value::Array(parts)) => {
+                let kind = |part: &Value| -> String {
+                    part["type"].as_str().unwrap_or("unknown").chars().take(40).collect()
+                };
+                let kinds: Vec<_> = parts.iter().take(3).map(kind).collect();
+                format!("a list of {} parts ({}) as content", parts.len(), kinds.join(", "))
+            }
+        };
+        Err(found)
+    }
 }
 
 /// An id, a text or an integer. Read without keeping what it might be instead.
@@ -188,13 +237,34 @@ impl<'de> Deserialize<'de> for Id {
 fn read_json_lines(text: &str, path: &Path) -> Result<Vec<Prompt>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let prompts = lines.enumerate().map(|(index, (number, line))| {
-        let line: Line = serde_json::from_str(line).map_err(|source| Error::PromptLine {
-            path: path.to_owned(),
-            line: number + 1,
-            source,
-        })?;
-        let id = line.id.map_or_else(|| index.to_string(), |Id(id)| id);
-        Ok(Prompt { id, content: Content::Text(line.text) })
+        let (path, number) = (path.to_owned(), number + 1);
+        if line.len() > MAX_LINE_BYTES {
+            let (bytes, limit) = (line.len(), MAX_LINE_BYTES);
+            return Err(Error::LineBytes { path, line: number, bytes, limit });
+        }
+        let line: Line = match serde_json::from_str(line) {
+            Ok(line) => line,
+            Err(source) => return Err(Error::PromptLine { path, line: number, source }),
+        };
+        let fields = |found| Error::PromptFields { path: path.clone(), line: number, found };
+        let content = match (line.text, line.messages) {
+            (Some(text), None) => Content::Text(text),
+            (None, Some(messages)) => {
+                let each = messages.into_iter().enumerate().map(|(index, message)| {
+                    let (path, line, message) = (path.clone(), number, message.read());
+                    message.map_err(|found| Error::Message {
+                        path,
+                        line,
+                        message: index + 1,
+                        found,
+                    })
+                });
+                Content::Messages(each.collect::<Result<_>>()?)
+            }
+            (None, None) => return Err(fields("there is neither")),
+            (Some(_), Some(_)) => return Err(fields("there are both")),
+        };
+        Ok(Prompt { id: line.id.map_or_else(|| index.to_string(), |Id(id)| id), content })
     });
     bounded(prompts)
 }
@@ -294,21 +364,20 @@ fn check(prompts: Vec<Prompt>) -> Result<Vec<Prompt>> {
         if !seen.insert(prompt.id.as_str()) {
             return Err(Error::DuplicatePrompt { id: prompt.id.clone() });
         }
-        match &prompt.content {
-            Content::Text(text) if text.is_empty() => {
-                return Err(Error::EmptyPrompt { id: prompt.id.clone() });
+        let (empty, bytes) = match &prompt.content {
+            Content::Text(text) => (text.is_empty(), text.len()),
+            Content::Tokens(ids) => (ids.is_empty(), 0),
+            Content::Messages(messages) => {
+                let bytes = messages.iter().map(|m| m.role.len() + m.content.len());
+                (messages.is_empty(), bytes.sum())
             }
-            Content::Tokens(ids) if ids.is_empty() => {
-                return Err(Error::EmptyPrompt { id: prompt.id.clone() });
-            }
-            Content::Text(text) if text.len() > MAX_TEXT_BYTES => {
-                return Err(Error::PromptBytes {
-                    id: prompt.id.clone(),
-                    bytes: text.len(),
-                    limit: MAX_TEXT_BYTES,
-                });
-            }
-            _ => {}
+        };
+        if empty {
+            return Err(Error::EmptyPrompt { id: prompt.id.clone() });
+        }
+        if bytes > MAX_TEXT_BYTES {
+            let (id, limit) = (prompt.id.clone(), MAX_TEXT_BYTES);
+            return Err(Error::PromptBytes { id, bytes, limit });
         }
     }
     Ok(prompts)
@@ -354,6 +423,49 @@ mod tests {
     }
 
     #[test]
+    fn json_lines_hold_conversations() {
+        let line = r#"{"id":"c","messages":[{"role":"system","content":"s"},{"content":"u","role":"user"}]}"#;
+        let message = |role: &str, content: &str| Message {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        };
+        let content = Content::Messages(vec![message("system", "s"), message("user", "u")]);
+        let expected = [Prompt { id: "c".to_owned(), content }];
+        assert_eq!(read_bytes(".jsonl", line.as_bytes()).unwrap(), expected);
+
+        let found = |messages: &str| {
+            let line =
+                format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"a\"}},{messages}]}}");
+            match read_bytes(".jsonl", line.as_bytes()).unwrap_err() {
+                Error::Message { line: 1, message: 2, found, .. } => found,
+                other => panic!("{other}"),
+            }
+        };
+        assert_eq!(found(r#"{"role":"user"}"#), "no content");
+        assert_eq!(found(r#"{"role":"user","content":null}"#), "no content");
+        let parts = r#"{"role":"user","content":[{"type":"image"},{"type":"text","text":"t"}]}"#;
+        assert_eq!(found(parts), "a list of 2 parts (image, text) as content");
+        let calls = r#"{"role":"assistant","content":"","tool_calls":[]}"#;
+        assert_eq!(found(calls), "`tool_calls`");
+        for (line, what) in [("{}", "neither"), (r#"{"text":"a","messages":[]}"#, "both")] {
+            let error = read_bytes(".jsonl", line.as_bytes()).unwrap_err();
+            assert!(matches!(error, Error::PromptFields { line: 1, .. }), "{error}");
+            assert!(error.to_string().contains(what), "{error}");
+        }
+        let empty = read_bytes(".jsonl", b"{\"messages\":[]}").unwrap_err();
+        assert!(matches!(empty, Error::EmptyPrompt { .. }), "{empty}");
+    }
+
+    #[test]
+    fn lines_without_a_name_are_json_if_one_is_an_object() {
+        assert!(is_json_lines("{\"text\": \"a\"}\n"));
+        assert!(is_json_lines("\n{\"text\": \"a\n{\"text\": \"b\"}"));
+        assert!(!is_json_lines("{curly} words\nand more"));
+        assert!(!is_json_lines("words\n{\"text\": \"a\"}"));
+        assert!(!is_json_lines(""));
+    }
+
+    #[test]
     fn parquet_columns_are_prompts() {
         let columns: [(&str, ArrayRef); 2] = [
             ("id", Arc::new(Int64Array::from(vec![5, 6]))),
@@ -391,6 +503,10 @@ mod tests {
         assert!(matches!(read_bytes(".txt", b"ab\xff"), Err(Error::Utf8 { offset: 2, .. })));
         assert!(matches!(
             read_bytes(".jsonl", b"{\"text\":\"a\"}\n{\"txt\":\"b\"}"),
+            Err(Error::PromptFields { line: 2, .. })
+        ));
+        assert!(matches!(
+            read_bytes(".jsonl", b"{\"text\":\"a\"}\n{\"text\":7}"),
             Err(Error::PromptLine { line: 2, .. })
         ));
         assert!(matches!(

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use hooks::{Batch, Edits, Fanout, ModelInfo, Row};
-use runner::{Fingerprint, KvCache, Model, Source, Tokenizer};
+use runner::{Fingerprint, KvCache, Model, Resolved, Source, Tokenizer};
 use serde::Serialize;
 use store::{Options, Run, Start, TableSchema};
 
@@ -62,10 +62,12 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
         return Err(Error::OutIsFile { out: job.out.clone() });
     }
     let prompts = crate::prompts::read(&job.prompts)?;
-    let source = Source::resolve(&job.model.model)?;
-    let info = runner::read_config(&source)?.info();
-    let tokenizer = load_tokenizer(&source)?;
-    let inputs = Inputs::new(prompts, tokenizer, job.tokenization, &info)?;
+    let resolved = crate::models::resolve(&job.model.model, progress)?;
+    let source = &resolved.source;
+    let info = runner::read_config(source)?.info();
+    let tokenizer = load_tokenizer(source)?;
+    let chat = job.tokenization.chat(source)?;
+    let inputs = Inputs::new(prompts, tokenizer, chat, job.tokenization, &info)?;
     let lengths = inputs.lengths()?;
     if lengths.n_cut > 0 {
         let limit = job.tokenization.max_tokens.unwrap_or_default();
@@ -81,9 +83,9 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     // A plan that this model cannot follow is refused before its weights are read.
     hooks::ActivationSink::plan(&mut sinks, &info)?;
     announce_size(job, &info, &lengths, progress)?;
-    let model = Model::load(&source, &job.model.load_options())?;
+    let model = Model::load(source, &job.model.load_options())?;
 
-    let mut run = open_run(job, &source, &inputs, &lengths, &mut sinks)?;
+    let mut run = open_run(job, &resolved, &inputs, &lengths, &mut sinks)?;
     let finished = run.finished();
     let tokens_of = |index: &u64| u64::from(lengths.tokens[*index as usize]);
     let unfinished = run.unfinished();
@@ -216,7 +218,7 @@ fn announce_size(
 
 fn open_run(
     job: &Job,
-    source: &Source,
+    model: &Resolved,
     inputs: &Inputs,
     lengths: &Lengths,
     sinks: &mut Fanout<Box<dyn Recorder>>,
@@ -225,7 +227,11 @@ fn open_run(
     tables.extend(sinks.sinks_mut().flat_map(|sink| sink.tables().iter().copied()));
     let description = store::Job {
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
-        description: job.describe(&Fingerprint::of(source)?, &lengths.inputs_sha256),
+        description: job.describe(
+            &Fingerprint::of(&model.source)?,
+            model.origin.as_ref(),
+            &lengths.inputs_sha256,
+        ),
         command: job.command.clone(),
     };
     let ids: Vec<String> = inputs.prompts().iter().map(|prompt| prompt.id.clone()).collect();

@@ -4,19 +4,48 @@
 //! that a prompt that cannot be run is known at once; and again one by one as
 //! they are run, so that memory holds one prompt's tokens and not a corpus's.
 
-use runner::{Special, Tokenizer};
+use runner::{Chat, Date, Message, Source, Special, Tokenizer, Written};
 use sha2::{Digest, Sha256};
 
 use crate::prompts::{Content, Prompt};
 use crate::{Error, Result};
+
+/// What is tokenized of a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// Its text, as it was given.
+    #[default]
+    AsGiven,
+    /// What the model's chat template writes for its messages, a text being one
+    /// message of the user, and behind them the beginning of an answer. The
+    /// template puts its own special tokens around it, and no others are added.
+    Chat {
+        /// The day that the template prints, if it prints one.
+        date: Option<Date>,
+    },
+}
 
 /// How text becomes tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokenization {
     /// Whether the special tokens that the tokenizer puts around a text are added.
     pub special: Special,
+    /// What special tokens written in a text are.
+    pub written: Written,
+    /// What is tokenized of a prompt.
+    pub form: Form,
     /// Longer prompts are cut to their first tokens.
     pub max_tokens: Option<usize>,
+}
+
+impl Tokenization {
+    /// The chat template of a model, if prompts go through it.
+    pub(crate) fn chat(&self, source: &Source) -> Result<Option<Chat>> {
+        match self.form {
+            Form::AsGiven => Ok(None),
+            Form::Chat { .. } => Ok(Some(Chat::load(source)?)),
+        }
+    }
 }
 
 /// One prompt as it enters the model.
@@ -24,13 +53,13 @@ pub struct Tokenization {
 pub struct Input {
     /// The prompt's id.
     pub id: String,
-    /// Its text, if it came as text.
+    /// The text that was tokenized, if there was one.
     pub text: Option<String>,
     /// Token ids.
     pub tokens: Vec<u32>,
     /// The tokens' texts in the vocabulary; empty without a tokenizer.
     pub strings: Vec<String>,
-    /// Characters `start..end` of the prompt that each token covers; empty
+    /// Characters `start..end` of the text that each token covers; empty
     /// without a tokenizer.
     pub spans: Vec<Option<(usize, usize)>>,
     /// Tokens cut off at the end.
@@ -41,6 +70,7 @@ pub struct Input {
 pub(crate) struct Inputs {
     prompts: Vec<Prompt>,
     tokenizer: Option<Tokenizer>,
+    chat: Option<Chat>,
     options: Tokenization,
     n_ctx: usize,
     d_vocab: usize,
@@ -60,14 +90,21 @@ pub(crate) struct Lengths {
 impl Inputs {
     pub(crate) fn new(
         prompts: Vec<Prompt>,
-        tokenizer: Option<Tokenizer>,
+        mut tokenizer: Option<Tokenizer>,
+        chat: Option<Chat>,
         options: Tokenization,
         info: &hooks::ModelInfo,
     ) -> Result<Self> {
         if options.max_tokens == Some(0) {
             return Err(Error::MaxTokens);
         }
-        Ok(Self { prompts, tokenizer, options, n_ctx: info.n_ctx, d_vocab: info.d_vocab })
+        if chat.is_some() && options.written == Written::Plain {
+            return Err(Error::PlainChat);
+        }
+        if let Some(tokenizer) = &mut tokenizer {
+            tokenizer.set_written(options.written);
+        }
+        Ok(Self { prompts, tokenizer, chat, options, n_ctx: info.n_ctx, d_vocab: info.d_vocab })
     }
 
     pub(crate) fn prompts(&self) -> &[Prompt] {
@@ -102,8 +139,8 @@ impl Inputs {
     /// One prompt, tokenized, cut and checked.
     pub(crate) fn get(&self, index: usize) -> Result<Input> {
         let prompt = &self.prompts[index];
-        let mut input = match &prompt.content {
-            Content::Tokens(ids) => Input {
+        let mut input = match (&prompt.content, self.options.form) {
+            (Content::Tokens(ids), Form::AsGiven) => Input {
                 id: prompt.id.clone(),
                 text: None,
                 tokens: ids.clone(),
@@ -111,22 +148,21 @@ impl Inputs {
                 spans: Vec::new(),
                 n_cut: 0,
             },
-            Content::Text(text) => {
-                let tokenizer = self.tokenizer.as_ref().ok_or(Error::NoTokenizer)?;
-                let encoding = tokenizer.encode(text, self.options.special)?;
-                Input {
-                    id: prompt.id.clone(),
-                    text: Some(text.clone()),
-                    tokens: encoding.ids,
-                    strings: encoding.tokens,
-                    // An empty span is that of a token that is not in the text.
-                    spans: encoding
-                        .offsets
-                        .into_iter()
-                        .map(|(start, end)| (start < end).then_some((start, end)))
-                        .collect(),
-                    n_cut: 0,
-                }
+            (Content::Text(text), Form::AsGiven) => {
+                self.tokenize(&prompt.id, text.clone(), self.options.special)?
+            }
+            (Content::Messages(_), Form::AsGiven) => {
+                return Err(Error::Conversation { id: prompt.id.clone() });
+            }
+            (Content::Tokens(_), Form::Chat { .. }) => {
+                return Err(Error::ChatTokens { id: prompt.id.clone() });
+            }
+            (Content::Text(text), Form::Chat { date }) => {
+                let user = Message { role: "user".to_owned(), content: text.clone() };
+                self.converse(&prompt.id, &[user], date)?
+            }
+            (Content::Messages(messages), Form::Chat { date }) => {
+                self.converse(&prompt.id, messages, date)?
             }
         };
         let limit = self.options.max_tokens.unwrap_or(usize::MAX);
@@ -136,6 +172,33 @@ impl Inputs {
         input.spans.truncate(limit);
         self.check(&input)?;
         Ok(input)
+    }
+
+    fn tokenize(&self, id: &str, text: String, special: Special) -> Result<Input> {
+        let tokenizer = self.tokenizer.as_ref().ok_or(Error::NoTokenizer)?;
+        let encoding = tokenizer.encode(&text, special)?;
+        // An empty span is that of a token that is not in the text.
+        let span = |(start, end)| (start < end).then_some((start, end));
+        Ok(Input {
+            id: id.to_owned(),
+            text: Some(text),
+            tokens: encoding.ids,
+            strings: encoding.tokens,
+            spans: encoding.offsets.into_iter().map(span).collect(),
+            n_cut: 0,
+        })
+    }
+
+    /// A conversation as the model's template writes it, tokenized.
+    fn converse(&self, id: &str, messages: &[Message], date: Option<Date>) -> Result<Input> {
+        let chat = self.chat.as_ref().ok_or_else(|| Error::Conversation { id: id.to_owned() })?;
+        let text = chat.render(messages, date).map_err(|error| match error {
+            runner::Error::ChatRefused { message, .. } => {
+                Error::ChatRefused { id: id.to_owned(), message }
+            }
+            error => error.into(),
+        })?;
+        self.tokenize(id, text, Special::Omit)
     }
 
     /// The vocabulary's spelling of given ids, if there is a tokenizer.

@@ -33,14 +33,16 @@ fn write(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
 }
 
-const JSON_WORDS: &[&str] = &["text", "id", "label", "\u{0}", "7", "x"];
+const JSON_WORDS: &[&str] =
+    &["text", "id", "messages", "role", "content", "label", "\u{0}", "7", "x"];
 
 #[test]
 fn prompt_lines() {
     let _alone = alone();
     let folder = scratch();
     let path = |ending: &str| folder.path().join(format!("prompts.{ending}"));
-    let seeds: [(&str, &[u8]); 4] = [
+    let seeds: [(&str, &[u8]); 5] = [
+        ("jsonl", b"{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"u\"}],\"id\":3}\n"),
         ("txt", b"\xef\xbb\xbfone\n\n two \r\nthree \xf0\x9f\x99\x82\n"),
         ("jsonl", b"{\"text\":\"a\",\"id\":\"x\",\"label\":[1,{\"b\":2}]}\n\n{\"text\":\"b\\nc\",\"id\":7}\n{\"text\":\"d\"}"),
         ("json", b"[[1, 2, 3], [4], [5, 4294967295]]"),
@@ -177,12 +179,21 @@ fn long_lines() {
         bytes.extend(end.as_bytes());
         case("p.jsonl", &bytes, long, PromptSource::File)
     };
-    const N: usize = 50 << 20;
+    const N: usize = 20 << 20;
     assert!(jsonl("{\"text\":\"", N, "\"}").unwrap_err().contains("more than the 4194304"));
     assert!(jsonl("{\"text\":\"a\",\"id\":\"", N, "\"}").unwrap_err().contains("id has"));
     assert!(jsonl("{\"text\":\"a\",\"", N, "\":1}").is_ok());
     assert!(jsonl("{\"text\":", N, "}").is_err());
     assert!(jsonl("{\"text\":\"a\",\"id\":\"x\"} ", N, "").is_err());
+    assert!(jsonl("{\"text\":\"a\",\"", 5 * N, "\":1}").unwrap_err().contains("line 1 has"));
+    // Parts of a message are kept until it is known what they are.
+    let parts = format!(
+        "{{\"messages\":[{{\"role\":\"user\",\"content\":[{}0],\"more\":[{}0]}}]}}",
+        "0,".repeat(N / 4),
+        "0,".repeat(N / 4)
+    );
+    let kept = Limits { memory_per_byte: 100, ..long };
+    case("p.jsonl", parts.as_bytes(), kept, PromptSource::File).unwrap_err();
     let numbers = |start: &str, end: &str| {
         let bytes = format!("{start}{}0{end}", "0,".repeat(N / 2));
         case("p.jsonl", bytes.as_bytes(), long, PromptSource::File)

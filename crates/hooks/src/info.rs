@@ -57,6 +57,10 @@ pub struct ModelInfo {
     pub has_pos_embed: bool,
     /// The layers, first to last.
     pub layers: Vec<LayerInfo>,
+    /// Modules of the Hugging Face model whose output is a hook point, with `{l}`
+    /// where the layer's number stands; the order of axes may differ. A module whose output is anything else (a
+    /// projection before its norm, a branch before its multiplier) is not among them.
+    pub modules: &'static [(Site, &'static str)],
 }
 
 impl ModelInfo {
@@ -81,6 +85,11 @@ impl ModelInfo {
             layers: vec![
                 layer(MlpInfo::Dense { d_mlp: 64 }),
                 layer(MlpInfo::Mixture { n_experts: 4, k: 2 }),
+            ],
+            modules: &[
+                (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+                (Site::ResidPost, "model.layers.{l}"),
+                (Site::Logits, "lm_head"),
             ],
         }
     }
@@ -107,6 +116,33 @@ impl ModelInfo {
             .chain(end)
             .filter(|point| self.check(*point).is_ok())
             .collect()
+    }
+
+    /// The point of a name: a hook point's own, or the path of one of this model's
+    /// Hugging Face [`modules`](Self::modules).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownHook`] for any other name.
+    pub fn point(&self, name: &str) -> Result<HookPoint> {
+        let of_module = |(site, path): &(Site, &str)| {
+            Some(match crate::point::match_template(path, name)? {
+                Some(layer) => HookPoint::layer(*site, layer),
+                None => HookPoint::model(*site)?,
+            })
+        };
+        name.parse().or_else(|error| self.modules.iter().find_map(of_module).ok_or(error))
+    }
+
+    /// The names of a point: its own, and the paths of its Hugging Face modules.
+    pub(crate) fn names(&self, point: HookPoint) -> impl Iterator<Item = String> {
+        let own = std::iter::once(point.to_string());
+        own.chain(self.modules.iter().filter(move |(site, _)| *site == point.site()).map(
+            move |(_, path)| match point.layer_index() {
+                Some(layer) => path.replace("{l}", &layer.to_string()),
+                None => (*path).to_owned(),
+            },
+        ))
     }
 
     /// Whether this model has the point.
@@ -201,6 +237,19 @@ mod tests {
         assert!(!names.contains(&"blocks.1.mlp.hook_pre".to_owned()));
         assert!(names.contains(&"blocks.1.mlp.hook_router_logits".to_owned()));
         assert!(!names.contains(&"hook_pos_embed".to_owned()));
+    }
+
+    #[test]
+    fn modules_are_read_beside_hook_points() {
+        let info = ModelInfo::example();
+        let point = HookPoint::layer(Site::ResidPost, 1);
+        assert_eq!(info.point("model.layers.1").unwrap(), point);
+        assert_eq!(info.point("blocks.1.hook_resid_post").unwrap(), point);
+        assert_eq!(info.point("lm_head").unwrap(), HookPoint::LOGITS);
+        for name in ["model.layers.1.mlp", "model.layers.01", "model.layers", "lm_head.weight"] {
+            assert!(matches!(info.point(name), Err(Error::UnknownHook { .. })), "{name}");
+        }
+        assert!(info.names(point).eq(["blocks.1.hook_resid_post", "model.layers.1"]));
     }
 
     #[test]

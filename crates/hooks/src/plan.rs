@@ -85,7 +85,8 @@ impl Plan {
 
     /// Adds every point of the model that a name with `*` matches, in the chosen
     /// layers. A star stands for any run of characters between two dots; a name
-    /// without a star is that one point, whose layer must be among the chosen.
+    /// without a star is that one point, whose layer must be among the chosen. Paths
+    /// of Hugging Face modules are names, too (see [`ModelInfo::modules`]).
     ///
     /// # Errors
     ///
@@ -104,10 +105,10 @@ impl Plan {
         let in_layers =
             |point: &HookPoint| point.layer_index().is_none_or(|layer| layers.contains(layer));
         if !pattern.contains('*') {
-            let point: HookPoint = pattern.parse()?;
+            let point = info.point(pattern)?;
             return if in_layers(&point) { self.add(point, wanted, info) } else { Err(no_match()) };
         }
-        let known = Site::ALL.iter().any(|site| matches_site(pattern, *site, info.n_layers()));
+        let known = Site::ALL.iter().any(|site| matches_site(pattern, *site, info));
         if !known {
             return Err(Error::UnknownHook {
                 name: pattern.chars().take(120).collect(),
@@ -117,7 +118,7 @@ impl Plan {
         let matching: Vec<_> = info
             .points()
             .into_iter()
-            .filter(|point| in_layers(point) && glob(pattern, &point.to_string()))
+            .filter(|point| in_layers(point) && info.names(*point).any(|name| glob(pattern, &name)))
             .collect();
         if matching.is_empty() {
             return Err(no_match());
@@ -224,12 +225,14 @@ fn resolve_heads(
 
 /// Whether the pattern could match the site in some layer of some model: the
 /// layer's number may be any digit of the pattern or any that `*` stands for.
-fn matches_site(pattern: &str, site: Site, n_layers: usize) -> bool {
-    match site.scope() {
-        Scope::Model => glob(pattern, site.template()),
-        Scope::Layer => (0..n_layers.max(1))
-            .any(|layer| glob(pattern, &HookPoint::layer(site, layer).to_string())),
-    }
+fn matches_site(pattern: &str, site: Site, info: &ModelInfo) -> bool {
+    let n_layers = match site.scope() {
+        Scope::Model => 1,
+        Scope::Layer => info.n_layers().max(1),
+    };
+    (0..n_layers)
+        .map(|layer| HookPoint::layer(site, layer))
+        .any(|point| info.names(point).any(|name| glob(pattern, &name)))
 }
 
 /// Matches dot-separated names segment by segment; `*` stays within a segment.
@@ -294,6 +297,16 @@ mod tests {
             names(&plan_of("blocks.1.hook_resid_*").unwrap()),
             ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post"]
         );
+    }
+
+    #[test]
+    fn module_paths_are_matched_too() {
+        assert_eq!(
+            names(&plan_of("model.layers.*.input_layernorm").unwrap()),
+            ["blocks.0.ln1.hook_normalized", "blocks.1.ln1.hook_normalized"]
+        );
+        assert_eq!(names(&plan_of("model.layers.1").unwrap()), ["blocks.1.hook_resid_post"]);
+        assert!(matches!(plan_of("model.layers.*.mlp"), Err(Error::UnknownHook { .. })));
     }
 
     #[test]

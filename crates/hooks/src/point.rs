@@ -66,7 +66,7 @@ impl Axis {
 /// Builds [`Site`] and its table. Adding a capture point is one entry here and
 /// one `record` in the layer that computes it.
 macro_rules! sites {
-    ($($(#[doc = $doc:literal])+ $site:ident, $scope:ident, $name:literal, [$($axis:ident),*], [$($alias:literal),*];)*) => {
+    ($($(#[doc = $doc:literal])+ $site:ident, $scope:ident, $name:literal, [$($axis:ident),*];)*) => {
         /// A kind of place in the forward pass; with a layer it is a [`HookPoint`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Site { $($(#[doc = $doc])+ $site,)* }
@@ -83,69 +83,66 @@ macro_rules! sites {
 
             /// Axes after the batch axis.
             pub const fn axes(self) -> &'static [Axis] { match self { $(Site::$site => &[$(Axis::$axis,)*],)* } }
-
-            /// Hugging Face module paths whose output is this activation.
-            pub const fn aliases(self) -> &'static [&'static str] { match self { $(Site::$site => &[$($alias,)*],)* } }
         }
     };
 }
 
 sites! {
     /// Token embeddings, as they enter the residual stream.
-    Embed, Model, "hook_embed", [Pos, DModel], ["model.embed_tokens"];
+    Embed, Model, "hook_embed", [Pos, DModel];
     /// Learned position embeddings.
-    PosEmbed, Model, "hook_pos_embed", [Pos, DModel], ["transformer.wpe"];
+    PosEmbed, Model, "hook_pos_embed", [Pos, DModel];
     /// Residual stream before the layer.
-    ResidPre, Layer, "blocks.{l}.hook_resid_pre", [Pos, DModel], [];
+    ResidPre, Layer, "blocks.{l}.hook_resid_pre", [Pos, DModel];
     /// Input of attention, after its norm.
-    Ln1Normalized, Layer, "blocks.{l}.ln1.hook_normalized", [Pos, DModel], ["model.layers.{l}.input_layernorm"];
+    Ln1Normalized, Layer, "blocks.{l}.ln1.hook_normalized", [Pos, DModel];
     /// Queries, after q norm, before rotary.
-    Q, Layer, "blocks.{l}.attn.hook_q", [Pos, Head, DHead], ["model.layers.{l}.self_attn.q_proj"];
+    Q, Layer, "blocks.{l}.attn.hook_q", [Pos, Head, DHead];
     /// Keys, after k norm, before rotary.
-    K, Layer, "blocks.{l}.attn.hook_k", [Pos, KvHead, DHead], ["model.layers.{l}.self_attn.k_proj"];
+    K, Layer, "blocks.{l}.attn.hook_k", [Pos, KvHead, DHead];
     /// Values.
-    V, Layer, "blocks.{l}.attn.hook_v", [Pos, KvHead, DHead], ["model.layers.{l}.self_attn.v_proj"];
+    V, Layer, "blocks.{l}.attn.hook_v", [Pos, KvHead, DHead];
     /// Queries after rotary.
-    RotQ, Layer, "blocks.{l}.attn.hook_rot_q", [Pos, Head, DHead], [];
+    RotQ, Layer, "blocks.{l}.attn.hook_rot_q", [Pos, Head, DHead];
     /// Keys after rotary.
-    RotK, Layer, "blocks.{l}.attn.hook_rot_k", [Pos, KvHead, DHead], [];
+    RotK, Layer, "blocks.{l}.attn.hook_rot_k", [Pos, KvHead, DHead];
     /// Attention scores: scaled products, −∞ where masked.
-    AttnScores, Layer, "blocks.{l}.attn.hook_attn_scores", [Head, QueryPos, KeyPos], [];
+    AttnScores, Layer, "blocks.{l}.attn.hook_attn_scores", [Head, QueryPos, KeyPos];
     /// Attention pattern: softmax of the scores.
-    Pattern, Layer, "blocks.{l}.attn.hook_pattern", [Head, QueryPos, KeyPos], [];
+    Pattern, Layer, "blocks.{l}.attn.hook_pattern", [Head, QueryPos, KeyPos];
     /// Log-sum-exp of the scores over the visible keys.
-    Lse, Layer, "blocks.{l}.attn.hook_lse", [Head, Pos], [];
+    Lse, Layer, "blocks.{l}.attn.hook_lse", [Head, Pos];
     /// Named statistics of the pattern, computed without the pattern.
-    Summary, Layer, "blocks.{l}.attn.hook_summary", [Head, Pos, Statistic], [];
+    Summary, Layer, "blocks.{l}.attn.hook_summary", [Head, Pos, Statistic];
     /// Mixed values per head, before the output projection.
-    Z, Layer, "blocks.{l}.attn.hook_z", [Pos, Head, DHead], [];
+    Z, Layer, "blocks.{l}.attn.hook_z", [Pos, Head, DHead];
     /// What attention adds to the residual stream.
-    AttnOut, Layer, "blocks.{l}.hook_attn_out", [Pos, DModel], ["model.layers.{l}.self_attn", "model.layers.{l}.self_attn.o_proj"];
+    AttnOut, Layer, "blocks.{l}.hook_attn_out", [Pos, DModel];
     /// Residual stream between attention and MLP.
-    ResidMid, Layer, "blocks.{l}.hook_resid_mid", [Pos, DModel], [];
+    ResidMid, Layer, "blocks.{l}.hook_resid_mid", [Pos, DModel];
     /// Input of the MLP or the router, after its norm.
-    Ln2Normalized, Layer, "blocks.{l}.ln2.hook_normalized", [Pos, DModel], ["model.layers.{l}.post_attention_layernorm"];
+    Ln2Normalized, Layer, "blocks.{l}.ln2.hook_normalized", [Pos, DModel];
     /// Gate projection of a dense MLP before its activation function (the only
     /// projection where the MLP is not gated).
-    MlpPre, Layer, "blocks.{l}.mlp.hook_pre", [Pos, DMlp], ["model.layers.{l}.mlp.gate_proj"];
+    MlpPre, Layer, "blocks.{l}.mlp.hook_pre", [Pos, DMlp];
     /// Input of a dense MLP's last projection.
-    MlpPost, Layer, "blocks.{l}.mlp.hook_post", [Pos, DMlp], [];
+    MlpPost, Layer, "blocks.{l}.mlp.hook_post", [Pos, DMlp];
     /// Router logits: the gate's raw output.
-    RouterLogits, Layer, "blocks.{l}.mlp.hook_router_logits", [Pos, Expert], ["model.layers.{l}.mlp.gate", "model.layers.{l}.block_sparse_moe.gate"];
+    RouterLogits, Layer, "blocks.{l}.mlp.hook_router_logits", [Pos, Expert];
     /// Router probabilities over all experts.
-    RouterProbs, Layer, "blocks.{l}.mlp.hook_router_probs", [Pos, Expert], [];
+    RouterProbs, Layer, "blocks.{l}.mlp.hook_router_probs", [Pos, Expert];
     /// The chosen experts, best first.
-    ExpertIndices, Layer, "blocks.{l}.mlp.hook_expert_indices", [Pos, Rank], [];
+    ExpertIndices, Layer, "blocks.{l}.mlp.hook_expert_indices", [Pos, Rank];
     /// What multiplies the chosen experts' outputs, paired with the indices.
-    ExpertWeights, Layer, "blocks.{l}.mlp.hook_expert_weights", [Pos, Rank], [];
+    ExpertWeights, Layer, "blocks.{l}.mlp.hook_expert_weights", [Pos, Rank];
     /// What the MLP or the experts add to the residual stream.
-    MlpOut, Layer, "blocks.{l}.hook_mlp_out", [Pos, DModel], ["model.layers.{l}.mlp", "model.layers.{l}.block_sparse_moe"];
+    MlpOut, Layer, "blocks.{l}.hook_mlp_out", [Pos, DModel];
     /// Residual stream after the layer.
-    ResidPost, Layer, "blocks.{l}.hook_resid_post", [Pos, DModel], ["model.layers.{l}"];
+    ResidPost, Layer, "blocks.{l}.hook_resid_post", [Pos, DModel];
     /// Output of the final norm.
-    LnFinalNormalized, Model, "ln_final.hook_normalized", [Pos, DModel], ["model.norm"];
+    LnFinalNormalized, Model, "ln_final.hook_normalized", [Pos, DModel];
     /// Logits over the vocabulary.
-    Logits, Model, "logits", [Pos, DVocab], ["lm_head"];
+    Logits, Model, "logits", [Pos, DVocab];
 }
 
 impl Site {
@@ -173,8 +170,9 @@ impl Site {
 
 /// One place of the forward pass: a site, and a layer where the site has layers.
 ///
-/// It reads and prints as the TransformerLens name; Hugging Face module paths
-/// are read too.
+/// It reads and prints as the TransformerLens name. Which modules of a Hugging Face
+/// model give the same depends on the model: [`ModelInfo::point`](crate::ModelInfo::point)
+/// reads their paths, too.
 ///
 /// ```
 /// use hooks::{HookPoint, Site};
@@ -182,7 +180,6 @@ impl Site {
 /// let point: HookPoint = "blocks.5.attn.hook_pattern".parse()?;
 /// assert_eq!(point, HookPoint::layer(Site::Pattern, 5));
 /// assert_eq!(point.to_string(), "blocks.5.attn.hook_pattern");
-/// assert_eq!("model.layers.5".parse::<HookPoint>()?, HookPoint::layer(Site::ResidPost, 5));
 /// let error = "blocks.5.attn.hook_patern".parse::<HookPoint>().unwrap_err();
 /// assert!(error.to_string().contains("nearest: blocks.5.attn.hook_pattern"));
 /// # Ok::<(), hooks::Error>(())
@@ -254,17 +251,14 @@ impl FromStr for HookPoint {
         Site::ALL
             .iter()
             .find_map(|&site| {
-                std::iter::once(site.template())
-                    .chain(site.aliases().iter().copied())
-                    .find_map(|template| match_template(template, name))
-                    .map(|layer| Self { layer, site })
+                match_template(site.template(), name).map(|layer| Self { layer, site })
             })
             .ok_or_else(|| Error::UnknownHook { name: shorten(name), nearest: nearest(name) })
     }
 }
 
 /// `Some(layer)` if `name` is `template` with a number in place of `{l}`.
-fn match_template(template: &str, name: &str) -> Option<Option<usize>> {
+pub(crate) fn match_template(template: &str, name: &str) -> Option<Option<usize>> {
     match template.split_once("{l}") {
         None => (template == name).then_some(None),
         Some((before, after)) => {
@@ -312,18 +306,6 @@ mod tests {
             for layer in [0, 7, 123] {
                 let point = HookPoint::layer(site, layer);
                 assert_eq!(point.to_string().parse::<HookPoint>().unwrap(), point);
-            }
-        }
-    }
-
-    #[test]
-    fn aliases_are_read_and_belong_to_one_site() {
-        let mut seen = std::collections::HashSet::new();
-        for &site in Site::ALL {
-            for alias in site.aliases() {
-                assert!(seen.insert(alias), "{alias} stands twice");
-                let point: HookPoint = alias.replace("{l}", "3").parse().unwrap();
-                assert_eq!(point, HookPoint::layer(site, 3));
             }
         }
     }

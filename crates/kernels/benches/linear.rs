@@ -1,16 +1,14 @@
 //! Linear layers of a 135M-parameter model, beside faer's product on the same
-//! numbers. Compare on one thread with `RAYON_NUM_THREADS=1`.
+//! numbers and the quantized formats (those with blocks of 256 on rows of 768). Compare on one thread with `RAYON_NUM_THREADS=1`.
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
-use candle_core::quantized::{GgmlDType, QTensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use kernels::linear::Linear;
+use kernels::quantized::Encoding;
 use testkit::Data;
 use testkit::cases::LINEAR;
 
@@ -52,14 +50,29 @@ fn linear(c: &mut Criterion) {
             });
         });
 
-        for format in [GgmlDType::Q4_1, GgmlDType::Q8_0] {
-            let weight = Arc::new(QTensor::quantize(&weight, format).unwrap());
-            let layer = Linear::quantized(weight, None).unwrap();
-            group.bench_function(BenchmarkId::new(format!("{format:?}"), &name), |b| {
+        for encoding in Encoding::ALL {
+            let bytes = blocks(encoding, &mut data, d_out, d_in.next_multiple_of(encoding.len));
+            let layer = made_of(encoding, &bytes, d_out, d_in.next_multiple_of(encoding.len));
+            let x = x.pad_with_zeros(1, 0, layer.d_in() - d_in).unwrap();
+            let throughput = m * layer.d_in() * d_out;
+            group.throughput(Throughput::Elements(throughput as u64));
+            group.bench_function(BenchmarkId::new(encoding.name, &name), |b| {
                 b.iter(|| layer.forward(&x).unwrap());
             });
         }
     }
+}
+
+/// Random blocks with small scales.
+fn blocks(encoding: &Encoding, data: &mut Data, d_out: usize, d_in: usize) -> Vec<u8> {
+    let n = d_out * d_in / encoding.len * encoding.bytes;
+    // Bytes below 32 make 16-bit floats below 0.01.
+    (0..n).map(|_| data.below(32) as u8).collect()
+}
+
+fn made_of(encoding: &'static Encoding, bytes: &[u8], d_out: usize, d_in: usize) -> Linear {
+    let row = d_in / encoding.len * encoding.bytes;
+    Linear::quantized_from(encoding, [d_out, d_in], None, |j| &bytes[j * row..][..row]).unwrap()
 }
 
 /// Making a layer: what loading a model costs beyond reading it.
@@ -68,11 +81,11 @@ fn pack(c: &mut Criterion) {
     let weight = Data::new(1).tensor(&[3072, 576]);
     group.throughput(Throughput::Bytes(3072 * 576 * 4));
     group.bench_function("dense 3072x576", |b| b.iter(|| Linear::dense(&weight, None).unwrap()));
-    for format in [GgmlDType::Q4_1, GgmlDType::Q8_0] {
-        let weight = Arc::new(QTensor::quantize(&weight, format).unwrap());
-        group.throughput(Throughput::Bytes(weight.storage_size_in_bytes() as u64));
-        group.bench_function(format!("{format:?} 3072x576"), |b| {
-            b.iter(|| Linear::quantized(weight.clone(), None).unwrap());
+    for encoding in Encoding::ALL {
+        let bytes = blocks(encoding, &mut Data::new(1), 3072, 768);
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
+        group.bench_function(format!("{} 3072x768", encoding.name), |b| {
+            b.iter(|| made_of(encoding, &bytes, 3072, 768));
         });
     }
 }

@@ -113,8 +113,8 @@ pub enum Error {
     },
     /// Weights in a block format for which there is no product.
     #[error(
-        "{op}: no product with {format:?} weights, expected one of {:?} or a float; dequantise them first",
-        crate::quantized::Weights::FORMATS
+        "{op}: no product with {format:?} weights, expected one of {} or a float; dequantise them first",
+        crate::quantized::Encoding::ALL.iter().map(|encoding| encoding.name).collect::<Vec<_>>().join(", ")
     )]
     Quantization {
         /// The operation.

@@ -17,10 +17,12 @@
 
 pub mod activation;
 pub mod attention;
+pub mod divergence;
 pub mod error;
 pub mod linear;
 pub mod moe;
 pub mod norm;
+pub mod quantized;
 pub mod random;
 pub mod reference;
 pub mod rotary;
@@ -35,7 +37,6 @@ pub mod signal;
 mod math;
 mod panels;
 mod product;
-mod quantized;
 mod tensor;
 mod tridiagonal;
 

@@ -9,20 +9,21 @@
 //! the machine's registers.
 //!
 //! Quantized weights stay quantized in memory and are unpacked, a panel at a time,
-//! to exactly the `f32` values that their format stands for. Inputs are not
+//! to exactly the `f32` values that their format stands for (see [`crate::quantized`]). Inputs are not
 //! quantized: the bits are those of the dequantised layer.
 
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
-use crate::panels::{Panels, Right};
+use crate::panels::{NonFinite, Panels, Right, WIDTH};
 use crate::product::{Output, fill, multiply};
-use crate::quantized::{self, Weights};
+use crate::quantized::{Encoding, Weights};
 use crate::tensor::{self, Values};
 use crate::{Error, Result};
 
@@ -61,9 +62,9 @@ pub struct Quantized {
 
 impl fmt::Debug for Quantized {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (format, bias) = (self.weights.format(), self.bias.is_some());
+        let (format, bias) = (self.weights.encoding().name, self.bias.is_some());
         let (d_in, d_out) = (self.weights.k(), self.weights.n());
-        write!(f, "Quantized {{ {format:?}, d_in: {d_in}, d_out: {d_out}, bias: {bias} }}")
+        write!(f, "Quantized {{ {format}, d_in: {d_in}, d_out: {d_out}, bias: {bias} }}")
     }
 }
 
@@ -86,13 +87,83 @@ impl Linear {
         Ok(Self::Dense(Dense { panels, bias }))
     }
 
-    /// A layer with weights `[out, in]` in a format of GGUF files.
+    /// A layer whose weights `[out, in]` are read from elsewhere, once, straight into the
+    /// order that products need.
     ///
-    /// `Q4_0`, `Q4_1` and `Q8_0` stay quantized; `F32`, `F16` and `BF16` become a dense layer.
+    /// `read(row, columns, out)` writes `weight[row, columns]` to `out`. It is called on many
+    /// threads; `columns` begins at a multiple of 256, and ends at one or with the row.
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`]; [`Error::Quantization`] for another format; [`Error::Candle`].
+    /// [`Error::NonFinite`] with `[row, column]` of the first weight that is NaN or infinite;
+    /// [`Error::Shape`] if the weights would not fit in memory; those of
+    /// [`dense`](Self::dense) for the bias.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use kernels::linear::Linear;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let transposed = [[1f32, 0.0, 1.0], [2.0, 1.0, 1.0]];
+    /// let layer = Linear::dense_from([3, 2], None, |row, columns, out| {
+    ///     out.iter_mut().zip(&transposed[columns]).for_each(|(out, column)| *out = column[row]);
+    /// })?;
+    /// let x = Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?;
+    /// assert_eq!(layer.forward(&x)?.to_vec2::<f32>()?, [[11.0, 4.0, 7.0]]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn dense_from(
+        [d_out, d_in]: [usize; 2],
+        bias: Option<&Tensor>,
+        read: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
+    ) -> Result<Self> {
+        tensor::size(OP, "weight", &[d_out.div_ceil(WIDTH).saturating_mul(WIDTH), d_in])?;
+        let bias = read_bias(bias, d_out)?;
+        let panels = Arc::new(Panels::read(d_out, d_in, &read).map_err(not_finite)?);
+        Ok(Self::Dense(Dense { panels, bias }))
+    }
+
+    /// A layer whose weights `[out, in]` are blocks of a quantized format: row `j` is `row(j)`.
+    ///
+    /// The weights are copied (packed), once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] if rows do not consist of whole blocks, or have not the bytes that
+    /// `in` weights take; [`Error::NonFinite`] with `[row, column]` of the first weight of the
+    /// first block whose scale or offset is NaN or infinite; those of [`dense`](Self::dense)
+    /// for the bias.
+    pub fn quantized_from<'a>(
+        encoding: &'static Encoding,
+        [d_out, d_in]: [usize; 2],
+        bias: Option<&Tensor>,
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Result<Self> {
+        tensor::size(OP, "weight", &[d_out.div_ceil(WIDTH).saturating_mul(WIDTH), d_in])?;
+        if !d_in.is_multiple_of(encoding.len) {
+            let expected = format!("rows of whole {} blocks of {}", encoding.name, encoding.len);
+            return Err(Error::shape(OP, "weight", expected, &[d_out, d_in]));
+        }
+        let row_bytes = d_in / encoding.len * encoding.bytes;
+        if let Some(j) = (0..d_out).find(|&j| row(j).len() != row_bytes) {
+            let expected = format!("[{row_bytes}], the bytes of {d_in} weights");
+            return Err(Error::shape(OP, "a row of blocks", expected, &[row(j).len()]));
+        }
+        let bias = read_bias(bias, d_out)?;
+        let weights = Weights::pack(encoding, d_out, d_in, &row).map_err(not_finite)?;
+        Ok(Self::Quantized(Quantized { weights: Arc::new(weights), bias }))
+    }
+
+    /// A layer with weights `[out, in]` in a format of GGUF files.
+    ///
+    /// The formats of [`Encoding::ALL`] stay quantized; `F32`, `F16` and `BF16` become a dense
+    /// layer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Quantization`] for another format; [`Error::Candle`]; those of
+    /// [`quantized_from`](Self::quantized_from).
     pub fn quantized(weight: Arc<QTensor>, bias: Option<&Tensor>) -> Result<Self> {
         let &[d_out, d_in] = weight.shape().dims() else {
             return Err(Error::shape(OP, "weight", "[out, in]", weight.shape().dims()));
@@ -102,15 +173,12 @@ impl Linear {
             let weight = weight.dequantize(&Device::Cpu).map_err(Error::candle(OP))?;
             return Self::dense(&weight, bias);
         }
-        if !Weights::FORMATS.contains(&format) {
-            return Err(Error::Quantization { op: OP, format });
-        }
-        let bias = read_bias(bias, d_out)?;
+        let encoding = Encoding::of(format).ok_or(Error::Quantization { op: OP, format })?;
         let bytes = weight.data().map_err(Error::candle(OP))?;
-        let weights = Weights::pack(format, d_out, d_in, &bytes).ok_or_else(|| {
-            Error::shape(OP, "weight", "whole blocks of 32 weights", &[d_out, d_in])
-        })?;
-        Ok(Self::Quantized(Quantized { weights: Arc::new(weights), bias }))
+        let row_bytes = bytes.len() / d_out.max(1);
+        Self::quantized_from(encoding, [d_out, d_in], bias, |j| {
+            &bytes[j * row_bytes..][..row_bytes]
+        })
     }
 
     /// Several layers over the same input as one, their outputs behind one another.
@@ -258,10 +326,17 @@ impl Linear {
     pub(crate) fn apply<'x>(&self, m: usize, x: impl Fn(usize) -> &'x [f32] + Sync, y: Output) {
         match self {
             Self::Dense(layer) => multiply(m, x, &*layer.panels, layer.bias.as_deref(), y),
-            Self::Quantized(layer) => quantized::with!(&*layer.weights, weights => {
-                multiply(m, x, weights, layer.bias.as_deref(), y)
-            }),
+            Self::Quantized(layer) => multiply(m, x, &*layer.weights, layer.bias.as_deref(), y),
         }
+    }
+}
+
+fn not_finite(bad: NonFinite) -> Error {
+    Error::NonFinite {
+        op: OP,
+        what: "weight",
+        index: vec![bad.row, bad.column],
+        value: bad.value.into(),
     }
 }
 

@@ -1,8 +1,13 @@
 //! Right operands of products, stored in the order in which tiles read them.
 
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
+
+use crate::math::vectorised;
 
 /// Columns of a panel.
 pub(crate) const WIDTH: usize = 32;
@@ -39,6 +44,19 @@ pub(crate) trait Right: Sync {
     ) -> &'a [Lanes];
 }
 
+/// Where a matrix holds what is not a finite number, and what.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct NonFinite {
+    pub(crate) row: usize,
+    pub(crate) column: usize,
+    pub(crate) value: f32,
+}
+
+/// Columns of a matrix that are read at a time: whole blocks of every quantized format.
+const SPAN: usize = 256;
+/// One row of them; longer, so that 32 rows do not meet in few sets of the cache.
+type Span = [f32; SPAN + 16];
+
 /// Panels in `f32`: `[panel][k][32]`, the last panel filled up with zeros.
 pub(crate) struct Panels {
     lanes: Vec<Lanes>,
@@ -49,15 +67,60 @@ pub(crate) struct Panels {
 impl Panels {
     /// Packs the transpose of a matrix whose row `j`, of `k` elements, `row(j)` returns.
     pub(crate) fn pack<'a>(n: usize, k: usize, row: impl Fn(usize) -> &'a [f32] + Sync) -> Self {
-        let mut lanes = vec![Lanes::splat(0.0); n.div_ceil(WIDTH) * k];
-        lanes.par_chunks_exact_mut(k.max(1)).enumerate().for_each(|(panel, lanes)| {
-            let rows: [&[f32]; WIDTH] = std::array::from_fn(|lane| {
-                let j = panel * WIDTH + lane;
-                if j < n { row(j) } else { &[] }
-            });
-            transpose(lanes, &rows);
-        });
-        Self { lanes, n, k }
+        Self::build(n, k, &|j, columns, out| out.copy_from_slice(&row(j)[columns])).0
+    }
+
+    /// As [`pack`](Self::pack), of rows that `read(row, columns, out)` reads in parts, which
+    /// begin at multiples of 256; with the place of the first number that is not finite, in
+    /// row-major order.
+    pub(crate) fn read(
+        n: usize,
+        k: usize,
+        read: &(impl Fn(usize, Range<usize>, &mut [f32]) + Sync),
+    ) -> Result<Self, NonFinite> {
+        let (panels, finite) = Self::build(n, k, read);
+        let first = |row: usize| {
+            let mut numbers = panels.column(row).enumerate();
+            let bad = numbers.find(|(_, value)| !value.is_finite());
+            bad.map(|(column, value)| NonFinite { row, column, value })
+        };
+        if finite {
+            return Ok(panels);
+        }
+        (0..n).find_map(first).map_or(Ok(()), Err)?;
+        Ok(panels)
+    }
+
+    /// The panels, and whether all numbers are finite.
+    fn build(
+        n: usize,
+        k: usize,
+        read: &(impl Fn(usize, Range<usize>, &mut [f32]) + Sync),
+    ) -> (Self, bool) {
+        let len = n.div_ceil(WIDTH) * k;
+        // Not cleared first: that would be one more pass over the memory.
+        let mut lanes: Vec<Lanes> = Vec::with_capacity(len);
+        let scratch = || Box::new([[0.0; SPAN + 16]; WIDTH]);
+        let finite = lanes.spare_capacity_mut()[..len]
+            .par_chunks_exact_mut(k.max(1))
+            .enumerate()
+            .map_init(scratch, |scratch, (panel, lanes)| {
+                let rows = panel * WIDTH..n.min((panel + 1) * WIDTH);
+                scratch[rows.len()..].iter_mut().for_each(|row| row.fill(0.0));
+                let mut finite = true;
+                for (part, lanes) in lanes.chunks_mut(SPAN).enumerate() {
+                    let columns = part * SPAN..part * SPAN + lanes.len();
+                    for (j, out) in rows.clone().zip(scratch.iter_mut()) {
+                        read(j, columns.clone(), &mut out[..columns.len()]);
+                    }
+                    finite &= vectorised(|| transpose(lanes, scratch));
+                }
+                finite
+            })
+            .reduce(|| true, |a, b| a && b);
+        // SAFETY: the capacity is there, and every panel was written.
+        unsafe { lanes.set_len(len) };
+        (Self { lanes, n, k }, finite)
     }
 
     /// Several right operands with equal `k` as one, columns behind one another.
@@ -87,17 +150,22 @@ impl Panels {
     }
 }
 
-/// `lanes[i][lane] = rows[lane][i]` for the rows that are not empty, all equally long.
-fn transpose(lanes: &mut [Lanes], rows: &[&[f32]; WIDTH]) {
-    // A few cache lines at a time.
-    const STEP: usize = 16;
-    for (block, lanes) in lanes.chunks_mut(STEP).enumerate() {
-        for (lane, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_empty()) {
-            for (lanes, &value) in lanes.iter_mut().zip(&row[block * STEP..]) {
-                lanes.0[lane] = value;
-            }
+/// `lanes[i][lane] = rows[lane][i]`; returns whether all numbers are finite.
+#[inline(always)]
+fn transpose(lanes: &mut [MaybeUninit<Lanes>], rows: &[Span; WIDTH]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let mut bad = false;
+    for (i, lanes) in lanes.iter_mut().enumerate() {
+        let mut values = [0.0; WIDTH];
+        for (value, row) in values.iter_mut().zip(rows) {
+            *value = row[i];
         }
+        for value in values {
+            bad |= value.to_bits() & EXPONENT == EXPONENT;
+        }
+        lanes.write(Lanes(values));
     }
+    !bad
 }
 
 impl Right for Panels {

@@ -4,6 +4,8 @@
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/divergence.rs"]
+mod divergence;
 #[path = "kernels/elementwise.rs"]
 mod elementwise;
 #[path = "kernels/graphs.rs"]

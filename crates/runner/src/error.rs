@@ -3,6 +3,9 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 
+use crate::hub::HubFault;
+use crate::refusal::Refusal;
+
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -38,9 +41,9 @@ pub enum Fault {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nothing local answers to this name.
+    /// Nothing answers to this name.
     #[error(
-        "no model `{spec}` on this machine; tried {}; give a model folder, a .gguf file or a built-in name",
+        "no model `{spec}`; tried {}; give a model folder, a .gguf file, a built-in name or a hub id as org/name",
         tried.join(", ")
     )]
     NotFound {
@@ -48,6 +51,14 @@ pub enum Error {
         spec: String,
         /// What was looked for, in order.
         tried: Vec<String>,
+    },
+    /// A model of the hub could not be had.
+    #[error("{model}: {fault}")]
+    Hub {
+        /// Its id as given.
+        model: String,
+        /// Why not.
+        fault: Box<HubFault>,
     },
     /// A file could not be opened or read.
     #[error("cannot read {}: {source}", path.display())]
@@ -209,6 +220,54 @@ pub enum Error {
         /// The largest size in bytes.
         limit: usize,
     },
+    /// The model has no chat template that could be taken.
+    #[error(
+        "{} has no chat template; looked for {looked_for}{}",
+        path.display(),
+        if named.is_empty() { String::new() } else { format!(", and found {} but none named default", named.join(", ")) }
+    )]
+    ChatTemplateMissing {
+        /// File or folder.
+        path: PathBuf,
+        /// Where a template could have been.
+        looked_for: &'static str,
+        /// Names of templates that were found.
+        named: Vec<String>,
+    },
+    /// A chat template that cannot be parsed, fails, or does not come to an end.
+    #[error("{}: the chat template fails: {source}", path.display())]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// The template engine's answer.
+        source: Box<minijinja::Error>,
+    },
+    /// A chat template does not take a conversation.
+    #[error("{}: the chat template refuses the conversation: {message}", path.display())]
+    ChatRefused {
+        /// The file.
+        path: PathBuf,
+        /// The template's own words.
+        message: String,
+    },
+    /// A chat template prints the date, and none is given.
+    #[error("{}: the chat template prints the date; say which", path.display())]
+    ChatDate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A text that is no day.
+    #[error("`{text}` is no date; expected one such as 2026-11-23")]
+    Date {
+        /// The text.
+        text: String,
+    },
+    /// A text file that is not UTF-8.
+    #[error("{} is not UTF-8", path.display())]
+    Utf8 {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file names a method that this build does not have.
     #[error("{}: {what} `{found}` is not supported; supported are {supported}", path.display())]
     Unsupported {
@@ -220,6 +279,14 @@ pub enum Error {
         found: String,
         /// The ones that are built.
         supported: &'static str,
+    },
+    /// A folder that is known to be something else than a model that can be run.
+    #[error("{} is {refusal}", path.display())]
+    Refused {
+        /// The folder, or the file of it that says so.
+        path: PathBuf,
+        /// What it is.
+        refusal: Refusal,
     },
     /// The model cannot be placed on this device.
     #[error("device {device} is not supported by this build; use the CPU")]
@@ -340,7 +407,10 @@ impl Error {
             | Self::FrequencySwitch { .. }
             | Self::CacheRows { .. }
             | Self::Normalized { .. }
-            | Self::Encode { .. } => Fault::Request,
+            | Self::Encode { .. }
+            | Self::ChatRefused { .. }
+            | Self::ChatDate { .. }
+            | Self::Date { .. } => Fault::Request,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_)) => Fault::Internal,
             Self::Hooks(_) => Fault::Request,
             Self::Device { .. } => Fault::Device,
@@ -552,7 +622,7 @@ pub enum GgufFault {
     },
     /// A quantization that is not built.
     #[error(
-        "tensor `{tensor}` is stored as {found}, which is not supported; supported are F32, F16, BF16, Q4_0, Q4_1 and Q8_0"
+        "tensor `{tensor}` is stored as {found}, which is not supported; supported are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K"
     )]
     Quantization {
         /// The tensor.

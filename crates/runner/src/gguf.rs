@@ -312,6 +312,27 @@ impl Gguf {
             .or_else(|fault| self.fail(fault))
     }
 
+    /// A required array of floating-point numbers, or of 32-bit whole numbers.
+    pub(crate) fn floats(&self, key: &str) -> Result<Vec<f32>> {
+        use value_type::*;
+        let value = self.value(key)?;
+        let Value::Array { element: element @ (F32 | I32), count, range } = value else {
+            return self.wrong(key, value, "an array of numbers");
+        };
+        let mut cursor = Cursor { bytes: &self.files[0].bytes[..range.end], at: range.start };
+        let mut numbers = Vec::with_capacity(*count);
+        for _ in 0..*count {
+            match cursor.scalar(*element, key) {
+                // As it was in the file.
+                Ok(Value::Float(number)) => numbers.push(number as f32),
+                Ok(Value::Integer(number)) => numbers.push(number as f32),
+                Ok(other) => return self.wrong(key, &other, "a number"),
+                Err(fault) => return self.fail(fault),
+            }
+        }
+        Ok(numbers)
+    }
+
     /// A required array of whole numbers.
     pub(crate) fn integers(&self, key: &str) -> Result<Vec<i64>> {
         use value_type::*;
@@ -584,16 +605,16 @@ fn format_of(kind: u32) -> Result<Format, String> {
         1 => return Ok(Format::F16),
         2 => return Ok(Format::Q4_0),
         3 => return Ok(Format::Q4_1),
+        6 => return Ok(Format::Q5_0),
+        7 => return Ok(Format::Q5_1),
         8 => return Ok(Format::Q8_0),
+        10 => return Ok(Format::Q2K),
+        11 => return Ok(Format::Q3K),
+        12 => return Ok(Format::Q4K),
+        13 => return Ok(Format::Q5K),
+        14 => return Ok(Format::Q6K),
         30 => return Ok(Format::Bf16),
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",

@@ -41,29 +41,35 @@
 //! ```
 
 mod cache;
+mod chat;
 mod config;
 mod error;
 mod families;
 mod fingerprint;
 mod gguf;
+mod hub;
 mod inventory;
 mod layers;
 mod model;
+mod refusal;
 mod session;
 mod source;
 mod tokenizer;
 mod weights;
 
 pub use cache::KvCache;
+pub use chat::{Chat, Date, Message};
 pub use config::{Config, Rope, RopeScaling};
 pub use error::{Error, Fault, GgufFault, Result, SafetensorsFault};
 pub use families::{
-    Trunk, gemma, gemma2, gemma3, gpt_neox, gpt2, granite, llama, mistral, mixtral, olmo2, phi3,
-    qwen2, qwen3, smollm3,
+    Details, Trunk, gemma, gemma2, gemma3, gpt_neox, gpt2, granite, llama, mistral, mixtral, olmo2,
+    phi3, qwen2, qwen3, smollm3,
 };
 pub use fingerprint::Fingerprint;
-pub use inventory::Inventory;
+pub use hub::{HubEvent, HubFault, HubId, HubOptions, Network, Origin, Patience, Proxies, Token};
+pub use inventory::{Claims, Inventory};
 pub use model::{LoadOptions, Model, WeightDtype, read_config};
+pub use refusal::{Kind, Refusal, WeightFormat};
 pub use session::{Input, Session};
-pub use source::{BuiltIn, Source};
-pub use tokenizer::{Encoding, Special, Tokenizer};
+pub use source::{BuiltIn, Resolved, Source};
+pub use tokenizer::{Encoding, Special, Tokenizer, Written};

@@ -7,6 +7,7 @@ use crate::cache::KvCache;
 use crate::config::Config;
 use crate::gguf::Gguf;
 use crate::layers::Decoder;
+use crate::refusal;
 use crate::session::{Input, Session};
 use crate::source::Source;
 use crate::weights::{Checkpoint, GgufWeights};
@@ -69,7 +70,9 @@ impl Model {
             Source::Gguf(path) => Self::load_gguf(&Gguf::open(path)?, options.dtype),
             _ => {
                 let config = read_config(source)?;
-                let decoder = config.decoder(&Checkpoint::open(source)?)?;
+                let checkpoint = Checkpoint::open(source)?;
+                refusal::check_tensors(source, checkpoint.tensors().map(|(name, ..)| name))?;
+                let decoder = config.decoder(&checkpoint)?;
                 Ok(Self { info: config.info(), config, decoder })
             }
         }
@@ -135,6 +138,7 @@ pub fn read_config(source: &Source) -> Result<Config> {
     if let Source::Gguf(path) = source {
         return Config::from_gguf(&Gguf::open(path)?);
     }
+    refusal::check_folder(source)?;
     let json = source
         .open_json(FILE)?
         .ok_or_else(|| Error::FileMissing { folder: source.path(), expected: FILE })?;

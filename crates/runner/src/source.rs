@@ -2,20 +2,20 @@
 //!
 //! A name is resolved once, before anything is read: to a folder, a GGUF file or
 //! a model that is part of the program. A built-in name wins over a folder of
-//! the same name; `./NAME` means the folder.
+//! the same name; `./NAME` means the folder. What is neither, but has the form
+//! `org/name`, is a model on the hub: its files are fetched into the cache, and
+//! from then on it is a folder like any other.
 
 use std::path::{Path, PathBuf};
 
+use crate::hub::{self, HubEvent, HubId, HubOptions, Origin};
 use crate::weights::Bytes;
 use crate::{Error, Result};
 
 /// Largest JSON file that is read, in bytes. Read, a file takes many times its size.
-fn max_json_bytes(name: &str) -> u64 {
-    match name {
-        "config.json" => 16 << 20,
-        _ => 128 << 20,
-    }
-}
+pub(crate) const MAX_JSON_BYTES: u64 = 128 << 20;
+/// Largest `config.json` that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// A model that is part of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl BuiltIn {
 /// use runner::{BuiltIn, Error, Source};
 ///
 /// assert_eq!(Source::resolve("tiny-mixtral")?, Source::BuiltIn(BuiltIn::TinyMixtral));
-/// assert!(matches!(Source::resolve("org/name"), Err(Error::NotFound { .. })));
+/// assert!(matches!(Source::resolve("no-such-model"), Err(Error::NotFound { .. })));
 /// # Ok::<(), Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,26 +72,83 @@ pub enum Source {
     BuiltIn(BuiltIn),
 }
 
+/// A resolved model, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// Its files.
+    pub source: Source,
+    /// Its id and commit, if it is a model of the hub.
+    pub origin: Option<Origin>,
+}
+
 impl Source {
-    /// Finds what a name means: a built-in name, a folder, or a `.gguf` file.
+    /// Finds what a name means: a built-in name, a folder, a `.gguf` file, or a
+    /// model on the hub (`org/name`, `org/name@revision`), whose files are fetched
+    /// if the cache lacks them. The environment says where hub and cache are
+    /// ([`HubOptions::from_env`]).
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] if there is nothing by this name on this machine (a
-    /// hub id such as `org/name` is looked for as a folder only),
-    /// [`Error::Unsupported`] for a file of another kind.
+    /// [`Error::NotFound`] if the name can be none of these, [`Error::Unsupported`]
+    /// for a file of another kind, [`Error::Hub`] if the hub's model cannot be had.
     pub fn resolve(spec: &str) -> Result<Self> {
+        if let Some(local) = Self::local(spec)? {
+            return Ok(local);
+        }
+        Self::resolve_with(spec, &HubOptions::from_env(), &mut |_| {}).map(|found| found.source)
+    }
+
+    /// As [`resolve`](Self::resolve), with hub and cache given, telling what happens.
+    ///
+    /// # Errors
+    ///
+    /// As [`resolve`](Self::resolve).
+    pub fn resolve_with(
+        spec: &str,
+        options: &HubOptions,
+        events: &mut dyn FnMut(HubEvent<'_>),
+    ) -> Result<Resolved> {
+        if let Some(source) = Self::local(spec)? {
+            return Ok(Resolved { source, origin: None });
+        }
+        let Some(id) = HubId::parse(spec) else {
+            let names: Vec<_> = BuiltIn::ALL.iter().map(|model| model.name()).collect();
+            return Err(Error::NotFound {
+                spec: spec.to_owned(),
+                tried: vec![
+                    format!("the built-in models ({})", names.join(", ")),
+                    format!("a folder {spec}"),
+                    format!("a file {spec}"),
+                    "a hub id, which it is not".to_owned(),
+                ],
+            });
+        };
+        let found = hub::fetch(&id, options, events)
+            .map_err(|fault| Error::Hub { model: id.to_string(), fault: Box::new(fault) })?;
+        let model = match id.file() {
+            Some(file) => format!("{}:{file}", id.repository()),
+            None => id.repository().to_owned(),
+        };
+        let source = match id.file() {
+            Some(_) => Self::Gguf(found.path),
+            None => Self::Folder(found.path),
+        };
+        Ok(Resolved { source, origin: Some(Origin { model, commit: found.commit }) })
+    }
+
+    /// What a name means on this machine.
+    fn local(spec: &str) -> Result<Option<Self>> {
         if let Some(&built_in) = BuiltIn::ALL.iter().find(|model| model.name() == spec) {
-            return Ok(Self::BuiltIn(built_in));
+            return Ok(Some(Self::BuiltIn(built_in)));
         }
         let path = PathBuf::from(spec);
         if path.is_dir() {
-            return Ok(Self::Folder(path));
+            return Ok(Some(Self::Folder(path)));
         }
         if path.is_file() {
             let gguf = path.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("gguf"));
             if gguf {
-                return Ok(Self::Gguf(path));
+                return Ok(Some(Self::Gguf(path)));
             }
             let found = path.extension().unwrap_or_default().to_string_lossy().into_owned();
             return Err(Error::Unsupported {
@@ -101,15 +158,7 @@ impl Source {
                 supported: "a folder with config.json and safetensors, or a .gguf file",
             });
         }
-        let names: Vec<_> = BuiltIn::ALL.iter().map(|model| model.name()).collect();
-        Err(Error::NotFound {
-            spec: spec.to_owned(),
-            tried: vec![
-                format!("the built-in models ({})", names.join(", ")),
-                format!("a folder {spec}"),
-                format!("a file {spec}"),
-            ],
-        })
+        Ok(None)
     }
 
     /// The path or name that messages show.
@@ -144,7 +193,9 @@ impl Source {
     pub(crate) fn open_json(&self, name: &str) -> Result<Option<Bytes>> {
         let bytes = self.open(name)?;
         if let Some(bytes) = &bytes {
-            check_size(&self.file_path(name), bytes.len() as u64, max_json_bytes(name))?;
+            let config = name == "config.json";
+            let limit = if config { MAX_CONFIG_BYTES } else { MAX_JSON_BYTES };
+            check_size(&self.file_path(name), bytes.len() as u64, limit)?;
         }
         Ok(bytes)
     }
@@ -162,10 +213,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hub_id_is_not_a_path() {
-        let error = Source::resolve("org/no-such-model").unwrap_err();
-        assert!(matches!(&error, Error::NotFound { spec, .. } if spec == "org/no-such-model"));
-        assert!(error.to_string().contains("a folder org/no-such-model"), "{error}");
+    fn what_nothing_answers_to_is_not_found() {
+        for name in ["no-such-model", "org/name/more", "./org/name", "../name", "org/name@a..b"] {
+            let error = Source::resolve(name).unwrap_err();
+            assert!(matches!(&error, Error::NotFound { spec, .. } if spec == name), "{error}");
+            for tried in ["tiny-mixtral", &format!("a folder {name}"), "a hub id"] {
+                assert!(error.to_string().contains(tried), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use common::gguf::{File, Stored, Value, llama};
 use common::{Folder, at, single};
 use hooks::{Batch, Edit, Edits, NoSink, Row, Rule, Wanted};
 use runner::{
-    Error, Fault, GgufFault, Input, KvCache, LoadOptions, Model, SafetensorsFault, Source,
+    Error, Fault, GgufFault, Input, KvCache, LoadOptions, Model, Refusal, SafetensorsFault, Source,
     Tokenizer,
 };
 use serde_json::json;
@@ -302,7 +302,10 @@ fn families_and_quantizations_that_are_not_built() {
     let mut folder = Folder::llama();
     folder.config["quantization_config"] = json!({"quant_method": "awq", "bits": 4});
     let error = model_fault(folder.write().load().unwrap_err());
-    assert!(matches!(&error, Error::Unsupported { found, .. } if found == "awq"), "{error}");
+    assert!(
+        matches!(&error, Error::Refused { refusal: Refusal::Quantized { method, .. }, .. } if method == "AWQ"),
+        "{error}"
+    );
     folder = Folder::llama();
     folder.config["hidden_act"] = json!("xielu");
     let error = model_fault(folder.write().load().unwrap_err());
@@ -314,7 +317,7 @@ fn folders_that_lack_files() {
     let empty = tempfile::tempdir().unwrap();
     let source = Source::resolve(empty.path().to_str().unwrap()).unwrap();
     let error = Model::load(&source, &LoadOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::FileMissing { expected: "config.json", .. }));
+    assert!(matches!(error, Error::Refused { refusal: Refusal::Empty, .. }), "{error}");
     let error = Tokenizer::load(&source).unwrap_err();
     assert!(matches!(error, Error::FileMissing { expected: "tokenizer.json", .. }));
     let folder = Folder::llama();
@@ -462,16 +465,21 @@ fn gguf_alignment() {
 
 #[test]
 fn gguf_tensors_that_lie() {
-    let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").kind = 12);
+    let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").kind = 20);
     let expected = GgufFault::Quantization {
         tensor: "blk.0.attn_q.weight".to_owned(),
-        found: "Q4_K".to_owned(),
+        found: "IQ4_NL".to_owned(),
     };
     assert_eq!(fault, expected);
     let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").kind = 4_000_000_000);
     assert!(matches!(fault, GgufFault::Quantization { found, .. } if found.contains("4000000000")));
     let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").dims = vec![33, 32]);
     assert!(matches!(fault, GgufFault::Blocks { row: 33, block: 32, .. }), "{fault}");
+    let fault = gguf_fault(|f| f.tensor("blk.0.attn_q.weight").kind = 12);
+    assert!(
+        matches!(fault, GgufFault::Blocks { row: 32, block: 256, dtype: "Q4_K", .. }),
+        "{fault}"
+    );
     for dims in [vec![], vec![0, 32], vec![1; 5]] {
         let fault = gguf_fault(|f| f.tensor("output_norm.weight").dims = dims);
         assert!(matches!(fault, GgufFault::Dimensions { .. }), "{fault}");
@@ -661,13 +669,13 @@ fn gguf_tokenizers_that_are_not_built() {
     };
     let text = |text: &str| Value::Text(text.to_owned());
     let message = refuse(&|f| {
-        f.set("tokenizer.ggml.model", text("llama"));
+        f.set("tokenizer.ggml.model", text("bert"));
     });
-    assert!(message.contains("tokenizer.ggml.model `llama`"), "{message}");
+    assert!(message.contains("tokenizer.ggml.model `bert`"), "{message}");
     let message = refuse(&|f| {
-        f.set("tokenizer.ggml.pre", text("tekken"));
+        f.set("tokenizer.ggml.pre", text("kimi-k2"));
     });
-    assert!(message.contains("tokenizer.ggml.pre `tekken`"), "{message}");
+    assert!(message.contains("tokenizer.ggml.pre `kimi-k2`"), "{message}");
     for key in ["tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.merges"] {
         let message = refuse(&|f| {
             f.remove(key);
@@ -682,9 +690,13 @@ fn gguf_tokenizers_that_are_not_built() {
         f.set("tokenizer.ggml.merges", Value::Texts(vec!["ab".to_owned()]));
     });
     assert!(message.contains("two tokens"), "{message}");
-    refuse(&|f| {
-        f.set("tokenizer.ggml.merges", Value::Texts(vec!["a z".to_owned()]));
-    });
+    // The last is longer than any token, where the library would reach too far.
+    for merge in ["a z", "b a", "ab ab"] {
+        let message = refuse(&|f| {
+            f.set("tokenizer.ggml.merges", Value::Texts(vec![merge.to_owned()]));
+        });
+        assert!(message.contains("both together a token"), "{message}");
+    }
     let message = refuse(&|f| {
         f.set("tokenizer.ggml.token_type", Value::I32s(vec![1]));
     });

@@ -135,41 +135,49 @@ fn stored_frequency_divisors_are_linear_scaling() {
 
 /// A llama whose widths are whole blocks.
 fn blocks() -> Folder {
+    llama_of(64, 96)
+}
+
+fn llama_of(d_model: usize, d_mlp: usize) -> Folder {
     let mut folder = Folder::llama();
     folder.config = serde_json::json!({
-        "model_type": "llama", "vocab_size": 19, "hidden_size": 64, "intermediate_size": 96,
-        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 16, "tie_word_embeddings": true,
+        "model_type": "llama", "vocab_size": 19, "hidden_size": d_model,
+        "intermediate_size": d_mlp, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 16, "tie_word_embeddings": true,
     });
     folder.tensors.clear();
-    folder.add("model.embed_tokens.weight", &[19, 64]);
-    folder.add("model.norm.weight", &[64]);
+    folder.add("model.embed_tokens.weight", &[19, d_model]);
+    folder.add("model.norm.weight", &[d_model]);
     for name in ["input_layernorm", "post_attention_layernorm"] {
-        folder.add(&format!("model.layers.0.{name}.weight"), &[64]);
+        folder.add(&format!("model.layers.0.{name}.weight"), &[d_model]);
     }
-    for (name, rows) in [("q", 64), ("k", 32), ("v", 32), ("o", 64)] {
-        folder.add(&format!("model.layers.0.self_attn.{name}_proj.weight"), &[rows, 64]);
+    for (name, rows) in [("q", d_model), ("k", d_model / 2), ("v", d_model / 2), ("o", d_model)] {
+        folder.add(&format!("model.layers.0.self_attn.{name}_proj.weight"), &[rows, d_model]);
     }
-    for (name, shape) in [("gate", [96, 64]), ("up", [96, 64]), ("down", [64, 96])] {
+    for (name, shape) in
+        [("gate", [d_mlp, d_model]), ("up", [d_mlp, d_model]), ("down", [d_model, d_mlp])]
+    {
         folder.add(&format!("model.layers.0.mlp.{name}_proj.weight"), &shape);
     }
     folder
 }
 
+/// Every format, each with a model whose widths are whole blocks of it.
+fn formats() -> impl Iterator<Item = (GgmlDType, Folder)> {
+    use GgmlDType::*;
+    let narrow = [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1].map(|dtype| (dtype, blocks()));
+    let wide = [Q2K, Q3K, Q4K, Q5K, Q6K].map(|dtype| (dtype, llama_of(256, 512)));
+    narrow.into_iter().chain(wide)
+}
+
 #[test]
 fn every_format_is_read() {
-    let folder = blocks();
     let tokens = [3, 1, 4, 1, 5, 9];
-    for dtype in [
-        GgmlDType::F32,
-        GgmlDType::F16,
-        GgmlDType::BF16,
-        GgmlDType::Q8_0,
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-    ] {
+    for (dtype, folder) in formats() {
         // The same rounding of the weights, loaded as a checkpoint.
-        let mut rounded = Folder { tensors: folder.tensors.clone(), ..blocks() };
+        let mut rounded = Folder::llama();
+        rounded.config = folder.config.clone();
+        rounded.tensors = folder.tensors.clone();
         for tensor in rounded.tensors.values_mut().filter(|tensor| tensor.rank() == 2) {
             *tensor = QTensor::quantize(tensor, dtype).unwrap().dequantize(&Device::Cpu).unwrap();
         }
@@ -221,8 +229,7 @@ fn parts_in_several_formats_are_kept_apart() {
 
 #[test]
 fn quantized_rows_do_not_depend_on_their_batch() {
-    let folder = blocks();
-    for dtype in [GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4_1] {
+    for (dtype, folder) in formats().filter(|(dtype, _)| dtype.block_size() > 1) {
         let model =
             load(&llama(&folder.tensors, &folder.config, dtype).bytes(), WeightDtype::AsStored);
         let prompts: [&[u32]; 4] = [&[3, 1, 4, 1, 5, 9, 2, 6, 5], &[3], &[5, 8], &[9, 7, 9]];

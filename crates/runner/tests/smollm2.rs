@@ -7,27 +7,14 @@
 
 mod common;
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use common::real::{self, TEXT, file};
 use common::{single, some, workspace};
-use hooks::{Activation, ActivationSink, HookPoint, ModelInfo, Plan, Positions, Wanted};
+use hooks::{HookPoint, Positions, Wanted};
 use runner::{LoadOptions, Model, Source, Special, Tokenizer, WeightDtype};
 
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-const TEXT: &str = "lee_background.cor";
-
-fn file(name: &str) -> PathBuf {
-    let folder = std::env::var_os("EIGENLENS_TEST_MODELS")
-        .map_or_else(|| workspace("target/test-models"), PathBuf::from);
-    let path = folder.join(name);
-    assert!(
-        path.is_file(),
-        "{} is missing: run scripts/fetch-test-models, or set EIGENLENS_TEST_MODELS to a folder that holds it",
-        path.display()
-    );
-    path
-}
 
 fn source() -> Source {
     Source::resolve(file(MODEL).to_str().unwrap()).unwrap()
@@ -102,42 +89,13 @@ fn the_capital_of_france_is_paris() {
     }
 }
 
-/// Sums the negative log-likelihood of each next token, in nats.
-struct Loss {
-    sum: f64,
-    n: usize,
-}
-
-impl ActivationSink for Loss {
-    fn plan(&mut self, info: &ModelInfo) -> hooks::Result<Plan> {
-        let mut plan = Plan::default();
-        plan.add(HookPoint::LOGITS, &Wanted::all(), info)?;
-        Ok(plan)
-    }
-
-    fn record(&mut self, _: HookPoint, logits: &Activation<'_>) -> hooks::Result<()> {
-        let tokens = &logits.batch.rows()[0].tokens;
-        for (position, &next) in tokens.iter().enumerate().skip(1) {
-            let logits: Vec<f32> = logits.tensor.get(0)?.get(position - 1)?.to_vec1()?;
-            let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-            let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - most).exp()).sum();
-            self.sum += most + sum.ln() - f64::from(logits[next as usize]);
-            self.n += 1;
-        }
-        Ok(())
-    }
-}
-
 /// Perplexity of the first `n` tokens of the Lee corpus: the file as it is, no
 /// BOS, `n − 1` predictions.
 fn perplexity(dtype: WeightDtype, n: usize) -> f64 {
     let text = std::fs::read_to_string(file(TEXT)).unwrap();
     let mut ids = tokenizer().encode(&text, Special::Omit).unwrap().ids;
     ids.truncate(n);
-    let mut loss = Loss { sum: 0.0, n: 0 };
-    model(dtype).run(&single(0, &ids), &mut loss).unwrap();
-    assert_eq!(loss.n, n - 1);
-    let perplexity = (loss.sum / loss.n as f64).exp();
+    let perplexity = real::perplexity(model(dtype), &ids);
     println!("{dtype:?}, {n} tokens: perplexity {perplexity:.4}");
     perplexity
 }

@@ -11,7 +11,12 @@ use crate::tokens::Input;
 pub const PROMPTS: TableSchema = TableSchema::new(
     "prompts",
     &[
-        ColumnSpec::optional("text", Text, "", "the text as given; null for token ids"),
+        ColumnSpec::optional(
+            "text",
+            Text,
+            "",
+            "the text that was tokenized, as given or as the chat template wrote it; null for token ids",
+        ),
         ColumnSpec::required("n_tokens", U32, "tokens", "tokens that entered the model"),
         ColumnSpec::required("n_cut", U32, "tokens", "tokens cut off at the end by a limit"),
     ],
@@ -28,7 +33,7 @@ pub const TOKENS: TableSchema = TableSchema::new(
             "start",
             U32,
             "characters",
-            "first character of the prompt that the token covers; null for added tokens",
+            "first character of the text that the token covers; null for added tokens",
         ),
         ColumnSpec::optional("end", U32, "characters", "one past the last such character"),
     ],

@@ -1,6 +1,7 @@
 //! Plain implementations: loops and `f64`, the specification of the fast ones.
 
 mod attention;
+mod divergence;
 mod eigh;
 mod elementwise;
 mod graph;
@@ -10,6 +11,7 @@ mod router;
 mod signal;
 
 pub use attention::{AttentionCase, AttentionValues, attention};
+pub use divergence::{kl_divergence, surprisal};
 pub use eigh::eigh;
 pub use elementwise::{activation, layer_norm, rms_norm, rotary};
 pub use graph::{laplacian, symmetric_weights};

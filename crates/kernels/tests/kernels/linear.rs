@@ -4,8 +4,10 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use kernels::Error;
 use kernels::linear::Linear;
+use kernels::quantized::Encoding;
 use kernels::reference;
-use testkit::{Data, Tolerance, assert_close, assert_tensor_bits, guarded};
+use serde_json::Value;
+use testkit::{Data, Tolerance, assert_bits, assert_close, assert_tensor_bits, guarded};
 
 use crate::on_threads;
 
@@ -107,14 +109,13 @@ fn stacked_layers_give_the_same_bits() {
     assert!(Linear::stack(&[]).is_none());
 }
 
-const FORMATS: [GgmlDType; 6] = [
-    GgmlDType::F32,
-    GgmlDType::F16,
-    GgmlDType::BF16,
-    GgmlDType::Q4_0,
-    GgmlDType::Q4_1,
-    GgmlDType::Q8_0,
-];
+const FLOATS: [GgmlDType; 3] = [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16];
+
+/// Every format of weights, and the number of weights in its blocks.
+fn formats() -> impl Iterator<Item = (GgmlDType, usize)> {
+    let quantized = Encoding::ALL.iter().map(|encoding| (encoding.format, encoding.len));
+    FLOATS.into_iter().map(|format| (format, 1)).chain(quantized)
+}
 
 fn quantized(data: &mut Data, d_out: usize, d_in: usize, format: GgmlDType) -> Arc<QTensor> {
     Arc::new(QTensor::quantize(&data.tensor(&[d_out, d_in]), format).unwrap())
@@ -122,8 +123,11 @@ fn quantized(data: &mut Data, d_out: usize, d_in: usize, format: GgmlDType) -> A
 
 #[test]
 fn quantized_has_the_bits_of_its_dequantised_weights() {
-    for format in FORMATS {
-        for (d_out, d_in) in [(48, 256), (33, 96), (192, 576)] {
+    for (format, block) in formats() {
+        for (d_out, d_in) in [(48, 256), (33, 96), (192, 576), (65, 768), (0, 256), (7, 0)] {
+            if d_in % block > 0 {
+                continue;
+            }
             let mut data = Data::new(5);
             let weight = quantized(&mut data, d_out, d_in, format);
             let (x, bias) = (data.tensor(&[70, d_in]), data.tensor(&[d_out]));
@@ -136,24 +140,24 @@ fn quantized_has_the_bits_of_its_dequantised_weights() {
                 assert_tensor_bits(&format!("{format:?} {m}"), &y, &expected);
             }
             assert_tensor_bits("weight", &layer.weight().unwrap(), &exact);
-            assert_tensor_bits(
-                "rows",
-                &layer.rows(&[3, 0]).unwrap(),
-                &exact.index_select(&Tensor::new(&[3u32, 0], &Device::Cpu).unwrap(), 0).unwrap(),
-            );
+            if d_out > 0 {
+                let ids = Tensor::new(&[3u32, 0], &Device::Cpu).unwrap();
+                let rows = exact.index_select(&ids, 0).unwrap();
+                assert_tensor_bits("rows", &layer.rows(&[3, 0]).unwrap(), &rows);
+            }
         }
     }
 }
 
 #[test]
 fn quantized_layers_stack() {
-    for format in FORMATS {
-        let mut data = Data::new(6);
+    for (format, block) in formats() {
+        let (mut data, d_in) = (Data::new(6), 96.max(block));
         let weights: Vec<Arc<QTensor>> =
-            [64, 32, 5].iter().map(|&d_out| quantized(&mut data, d_out, 96, format)).collect();
+            [64, 32, 5].iter().map(|&d_out| quantized(&mut data, d_out, d_in, format)).collect();
         let layers: Vec<Linear> =
             weights.iter().map(|weight| Linear::quantized(weight.clone(), None).unwrap()).collect();
-        let x = data.tensor(&[3, 96]);
+        let x = data.tensor(&[3, d_in]);
         let apart: Vec<Tensor> = layers.iter().map(|layer| layer.forward(&x).unwrap()).collect();
         let together = Linear::stack(&layers).unwrap().forward(&x).unwrap();
         assert_tensor_bits("stack", &together, &Tensor::cat(&apart, 1).unwrap());
@@ -165,9 +169,119 @@ fn quantized_layers_stack() {
     assert!(Linear::stack(&mixed[1..]).is_none());
     let odd = Linear::quantized(quantized(&mut data, 5, 64, GgmlDType::Q4_0), None).unwrap();
     assert!(Linear::stack(&[odd.clone(), odd]).is_none());
-    let other = quantized(&mut data, 4, 256, GgmlDType::Q5K);
-    let result = Linear::quantized(other, None);
-    assert!(matches!(result, Err(Error::Quantization { format: GgmlDType::Q5K, .. })));
+    // One layout in memory, but two formats.
+    let mut wide = |format| Linear::quantized(quantized(&mut data, 32, 256, format), None).unwrap();
+    assert!(Linear::stack(&[wide(GgmlDType::Q4_1), wide(GgmlDType::Q4K)]).is_none());
+    let other = quantized(&mut data, 4, 256, GgmlDType::Q8K);
+    let error = Linear::quantized(other, None).unwrap_err();
+    assert!(matches!(error, Error::Quantization { format: GgmlDType::Q8K, .. }));
+    assert!(error.to_string().contains("Q4_1, Q5_0"), "{error}");
+}
+
+#[test]
+fn golden_blocks() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/quants.json");
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let rows = |name: &str, what: &str| -> Vec<Vec<u8>> {
+        let hex = |row: &Value| {
+            let pairs = row.as_str().unwrap().as_bytes().as_chunks::<2>().0;
+            let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16);
+            pairs.iter().map(|pair| byte(pair).unwrap()).collect()
+        };
+        golden[name][what].as_array().unwrap().iter().map(hex).collect()
+    };
+    assert_eq!(golden.as_object().unwrap().len(), Encoding::ALL.len());
+    for encoding in Encoding::ALL {
+        let (blocks, values) = (rows(encoding.name, "bytes"), rows(encoding.name, "values"));
+        let values: Vec<Vec<f32>> = values
+            .iter()
+            .map(|row| row.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+            .collect();
+        let mut out = vec![f32::NAN; 256];
+        for (blocks, values) in blocks.iter().zip(&values) {
+            encoding.dequantize(blocks, &mut out);
+            assert_bits(encoding.name, &out, values);
+        }
+        // The rows again and again, until they fill a panel and begin another.
+        let size = [6 * blocks.len() + 1, 256];
+        let row = |j: usize| blocks[j % blocks.len()].as_slice();
+        let layer = Linear::quantized_from(encoding, size, None, row).unwrap();
+        let weight: Vec<Vec<f32>> = layer.weight().unwrap().to_vec2().unwrap();
+        for (j, row) in weight.iter().enumerate() {
+            assert_bits(&format!("{}, row {j}", encoding.name), row, &values[j % values.len()]);
+        }
+    }
+}
+
+#[test]
+fn blocks_that_are_no_weights_are_typed_errors() {
+    for encoding in Encoding::ALL {
+        let (blocks, size) = (512 / encoding.len, [40, 512]);
+        let from = |bytes: &[u8], size| {
+            let row = bytes.len() / 40;
+            Linear::quantized_from(encoding, size, None, |j| &bytes[j * row..][..row]).map(|_| ())
+        };
+        let sound = vec![0u8; 40 * blocks * encoding.bytes];
+        from(&sound, size).unwrap();
+        let short = from(&sound[40..], size);
+        assert!(matches!(short, Err(Error::Shape { what: "a row of blocks", .. })));
+        let odd = from(&sound, [40, encoding.len + 16]);
+        assert!(matches!(odd, Err(Error::Shape { what: "weight", .. })));
+        // Each byte pair that makes some number of a block infinite, in two rows at once.
+        let mut found = 0;
+        for at in 0..encoding.bytes - 1 {
+            let mut bytes = sound.clone();
+            for row in [37, 3] {
+                let place = (row * blocks + blocks - 1) * encoding.bytes + at;
+                bytes[place..place + 2].copy_from_slice(&[0x00, 0xfc]);
+            }
+            if let Err(error) = from(&bytes, size) {
+                let column = 512 - encoding.len;
+                let Error::NonFinite { index, value, .. } = error else { panic!("{error}") };
+                assert_eq!((index, value), (vec![3, column], f64::NEG_INFINITY));
+                found += 1;
+            }
+        }
+        let offsets = matches!(encoding.name, "Q4_1" | "Q5_1" | "Q2_K" | "Q4_K" | "Q5_K");
+        assert_eq!(found, 1 + usize::from(offsets), "{}", encoding.name);
+    }
+}
+
+#[test]
+fn weights_are_read_from_elsewhere() {
+    let mut data = Data::new(10);
+    for [d_out, d_in] in [[1, 1], [33, 255], [64, 256], [31, 257], [100, 700], [0, 5], [5, 0]] {
+        let (weight, x) = (data.tensor(&[d_out, d_in]), data.tensor(&[3, d_in]));
+        let (values, bias) = (flat(&weight), data.tensor(&[d_out]));
+        let read = |row: usize, columns: std::ops::Range<usize>, out: &mut [f32]| {
+            assert!(columns.start.is_multiple_of(256));
+            out.copy_from_slice(&values[row * d_in..][columns]);
+        };
+        let layer = Linear::dense_from([d_out, d_in], Some(&bias), read).unwrap();
+        assert_tensor_bits("weight", &layer.weight().unwrap(), &weight);
+        let expected = Linear::dense(&weight, Some(&bias)).unwrap().forward(&x).unwrap();
+        assert_tensor_bits("y", &layer.forward(&x).unwrap(), &expected);
+        // The first bad number in row-major order, whichever thread comes first.
+        for bad in [f32::NAN, f32::INFINITY] {
+            let read = |row: usize, columns: std::ops::Range<usize>, out: &mut [f32]| {
+                out.fill(0.0);
+                for (row_index, column) in [(d_out / 2, d_in - 1), (d_out - 1, 0)] {
+                    if row == row_index && columns.contains(&column) {
+                        out[column - columns.start] = bad;
+                    }
+                }
+            };
+            match Linear::dense_from([d_out, d_in], None, read) {
+                Err(Error::NonFinite { index, .. }) => {
+                    let first = if d_out / 2 == d_out - 1 { 0 } else { d_in - 1 };
+                    assert_eq!(index, [d_out / 2, first]);
+                }
+                other => assert!(d_out * d_in == 0 && other.is_ok()),
+            }
+        }
+    }
+    let huge = Linear::dense_from([usize::MAX, 2], None, |_, _, _| ());
+    assert!(matches!(huge, Err(Error::Shape { what: "weight", .. })));
 }
 
 #[test]

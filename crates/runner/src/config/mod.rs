@@ -15,11 +15,12 @@ use hooks::ModelInfo;
 use serde_json::Value;
 
 use crate::families::{
-    Family, gemma, gemma2, gemma3, gpt_neox, gpt2, granite, llama, mistral, mixtral, olmo2, phi3,
-    qwen2, qwen3, smollm3,
+    Details, Family, gemma, gemma2, gemma3, gpt_neox, gpt2, granite, llama, mistral, mixtral,
+    olmo2, phi3, qwen2, qwen3, smollm3,
 };
 use crate::gguf::Gguf;
 use crate::layers::Decoder;
+use crate::refusal;
 use crate::weights::{GgufLayout, Weights};
 use crate::{Error, Result};
 use fields::Fields;
@@ -47,6 +48,11 @@ macro_rules! families {
             /// Sizes and layers, as observers know them.
             pub fn info(&self) -> ModelInfo {
                 match self { $(Self::$variant(config) => config.info(),)* }
+            }
+
+            /// What beside the sizes tells models apart.
+            pub fn details(&self) -> Details {
+                match self { $(Self::$variant(config) => config.details(),)* }
             }
 
             pub(crate) fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {
@@ -108,11 +114,15 @@ families! {
 }
 
 impl Config {
+    /// The architectures of GGUF files that can be loaded.
+    pub const KNOWN_GGUF: &'static [&'static str] =
+        &["gemma", "gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3"];
+
     /// Reads a `config.json`.
     ///
     /// # Errors
     ///
-    /// [`Error::Json`], [`Error::UnknownModelType`], and [`Error::Field`] or
+    /// [`Error::Json`], [`Error::UnknownModelType`], [`Error::Refused`], and [`Error::Field`] or
     /// [`Error::FieldMissing`] with the field's name.
     pub fn from_json(path: &Path, json: &[u8]) -> Result<Self> {
         let value: Value = serde_json::from_slice(json)
@@ -127,15 +137,7 @@ impl Config {
         };
         let fields = Fields::new(path, "", members);
         let model_type = fields.text("model_type")?.ok_or_else(|| fields.missing("model_type"))?;
-        if let Some(quantization) = fields.object("quantization_config", "quantization_config.")? {
-            let method = quantization.text("quant_method")?.unwrap_or("unnamed");
-            return Err(Error::Unsupported {
-                path: path.to_owned(),
-                what: "quantization method",
-                found: method.chars().take(80).collect(),
-                supported: "unquantized safetensors, and GGUF in Q4_0, Q4_1 and Q8_0",
-            });
-        }
+        refusal::check_config(path, members)?;
         // A model for text and images holds the configuration of its language model.
         let (model_type, fields) = match COMPOSITES.iter().find(|(whole, _)| *whole == model_type) {
             None => (model_type, fields),
@@ -159,14 +161,10 @@ impl Config {
         Self::read_gguf(&file)?.ok_or_else(|| Error::UnknownModelType {
             path: gguf.path().to_owned(),
             found: architecture.chars().take(80).collect(),
-            known: GGUF_ARCHITECTURES.to_vec(),
+            known: Self::KNOWN_GGUF.to_vec(),
         })
     }
 }
 
 /// Models of several parts whose language model can be loaded by itself.
-const COMPOSITES: &[(&str, &str)] = &[("gemma3", "gemma3_text")];
-
-/// The architectures of GGUF files that can be loaded.
-const GGUF_ARCHITECTURES: &[&str] =
-    &["gemma", "gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3"];
+pub(crate) const COMPOSITES: &[(&str, &str)] = &[("gemma3", "gemma3_text")];

@@ -4,7 +4,7 @@ use hooks::ModelInfo;
 use kernels::activation::ActivationFunction;
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, Trunk, causal_only, dense};
+use super::{Details, Family, LLAMA_MODULES, Trunk, causal_only, dense};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -62,7 +62,11 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("gemma", |_| self.trunk.layer(dense(self.intermediate_size)))
+        self.trunk.info("gemma", LLAMA_MODULES, |_| self.trunk.layer(dense(self.intermediate_size)))
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -1,11 +1,11 @@
 //! Gemma 2: Gemma with norms also behind attention and MLP, soft caps on scores
 //! and logits, and a sliding window in every other layer.
 
-use hooks::{LayerInfo, ModelInfo};
+use hooks::{LayerInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, LLAMA_LAYOUT, Sight, Trunk, causal_only, dense, gemma, windows};
+use super::{Details, Family, LLAMA_LAYOUT, Sight, Trunk, causal_only, dense, gemma, windows};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -70,6 +70,21 @@ pub(super) const GGUF_LAYOUT: GgufLayout = GgufLayout {
     ..LLAMA_LAYOUT
 };
 
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::Q, "model.layers.{l}.self_attn.q_proj"),
+    (Site::K, "model.layers.{l}.self_attn.k_proj"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::AttnOut, "model.layers.{l}.post_attention_layernorm"),
+    (Site::Ln2Normalized, "model.layers.{l}.pre_feedforward_layernorm"),
+    (Site::MlpPre, "model.layers.{l}.mlp.gate_proj"),
+    (Site::MlpOut, "model.layers.{l}.post_feedforward_layernorm"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+];
+
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
         causal_only(fields)?;
@@ -124,10 +139,18 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("gemma2", |layer| LayerInfo {
+        self.trunk.info("gemma2", MODULES, |layer| LayerInfo {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        Details {
+            attention_soft_cap: self.attn_logit_softcapping,
+            logit_soft_cap: self.final_logit_softcapping,
+            ..self.trunk.details()
+        }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

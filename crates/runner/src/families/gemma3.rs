@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use hooks::{LayerInfo, ModelInfo};
+use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, Sight, Trunk, causal_only, dense, gemma, gemma2, windows};
+use super::{Details, Family, Sight, Trunk, causal_only, dense, gemma, gemma2, windows};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{GgufFields, Rope, RopeDefaults, RopeScaling, RopeSizes};
@@ -68,6 +68,21 @@ fn read_ropes(fields: &Fields<'_>, sizes: RopeSizes) -> Result<(Rope, Rope)> {
         Rope::read_from(fields, sliding, &LOCAL, sizes)?,
     ))
 }
+
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::Q, "model.layers.{l}.self_attn.q_norm"),
+    (Site::K, "model.layers.{l}.self_attn.k_norm"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::AttnOut, "model.layers.{l}.post_attention_layernorm"),
+    (Site::Ln2Normalized, "model.layers.{l}.pre_feedforward_layernorm"),
+    (Site::MlpPre, "model.layers.{l}.mlp.gate_proj"),
+    (Site::MlpOut, "model.layers.{l}.post_feedforward_layernorm"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+];
 
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
@@ -133,10 +148,18 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("gemma3_text", |layer| LayerInfo {
+        self.trunk.info("gemma3_text", MODULES, |layer| LayerInfo {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        Details {
+            local_rope: Some(self.local_rope.clone()),
+            logit_soft_cap: self.final_logit_softcapping,
+            ..self.trunk.details()
+        }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -1,12 +1,12 @@
 //! GPT-2: learned positions, layer norms, plain MLPs, biases everywhere, and
 //! matrices stored as their transposes.
 
-use hooks::{LayerInfo, ModelInfo};
+use hooks::{LayerInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 
 use super::trunk::embedding;
-use super::{Family, activation, dense, divides};
+use super::{Details, Family, activation, dense, divides};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -62,6 +62,22 @@ const GGUF_LAYOUT: GgufLayout = GgufLayout {
     experts: &[],
     rotary_rows: RotaryRows::Halves,
 };
+
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "transformer.wte"),
+    (Site::PosEmbed, "transformer.wpe"),
+    (Site::Ln1Normalized, "transformer.h.{l}.ln_1"),
+    (Site::AttnOut, "transformer.h.{l}.attn.c_proj"),
+    (Site::AttnOut, "transformer.h.{l}.attn"),
+    (Site::Ln2Normalized, "transformer.h.{l}.ln_2"),
+    (Site::MlpPre, "transformer.h.{l}.mlp.c_fc"),
+    (Site::MlpOut, "transformer.h.{l}.mlp.c_proj"),
+    (Site::MlpOut, "transformer.h.{l}.mlp"),
+    (Site::ResidPost, "transformer.h.{l}"),
+    (Site::LnFinalNormalized, "transformer.ln_f"),
+    (Site::Logits, "lm_head"),
+];
 
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
@@ -139,7 +155,12 @@ impl Family for Config {
             n_ctx: self.n_positions,
             has_pos_embed: true,
             layers: vec![layer; self.n_layer],
+            modules: MODULES,
         }
+    }
+
+    fn details(&self) -> Details {
+        Details { tied_embeddings: self.tie_word_embeddings, ..Details::default() }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

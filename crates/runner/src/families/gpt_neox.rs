@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use hooks::{LayerInfo, ModelInfo};
+use hooks::{LayerInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 
 use super::trunk::embedding;
-use super::{Family, activation, dense, divides};
+use super::{Details, Family, activation, dense, divides};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{Partial, Rope, RopeDefaults, RopeSizes};
@@ -52,6 +52,22 @@ const ROPE: RopeDefaults = RopeDefaults {
     partial: Partial::Share { key: "rotary_pct", default: 0.25 },
     ..RopeDefaults::USUAL
 };
+
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "gpt_neox.embed_in"),
+    (Site::Ln1Normalized, "gpt_neox.layers.{l}.input_layernorm"),
+    (Site::AttnOut, "gpt_neox.layers.{l}.attention.dense"),
+    (Site::AttnOut, "gpt_neox.layers.{l}.attention"),
+    (Site::Ln2Normalized, "gpt_neox.layers.{l}.post_attention_layernorm"),
+    (Site::MlpPre, "gpt_neox.layers.{l}.mlp.dense_h_to_4h"),
+    (Site::MlpOut, "gpt_neox.layers.{l}.mlp.dense_4h_to_h"),
+    (Site::MlpOut, "gpt_neox.layers.{l}.mlp"),
+    (Site::ResidPost, "gpt_neox.layers.{l}"),
+    (Site::LnFinalNormalized, "gpt_neox.final_layer_norm"),
+    (Site::Logits, "embed_out"),
+    (Site::Logits, "lm_head"),
+];
 
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
@@ -97,6 +113,15 @@ impl Family for Config {
             n_ctx: self.max_position_embeddings,
             has_pos_embed: false,
             layers: vec![layer; self.num_hidden_layers],
+            modules: MODULES,
+        }
+    }
+
+    fn details(&self) -> Details {
+        Details {
+            tied_embeddings: self.tie_word_embeddings,
+            rope: Some(self.rope.clone()),
+            ..Details::default()
         }
     }
 

@@ -1,10 +1,10 @@
 //! Granite: a Llama with multipliers on embeddings, scores, residual additions and
 //! logits.
 
-use hooks::ModelInfo;
+use hooks::{ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, Trunk, dense};
+use super::{Details, Family, Trunk, dense};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::layers::{Decoder, Logits};
@@ -31,6 +31,18 @@ pub struct Config {
     pub logits_scaling: f64,
 }
 
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::Q, "model.layers.{l}.self_attn.q_proj"),
+    (Site::K, "model.layers.{l}.self_attn.k_proj"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::Ln2Normalized, "model.layers.{l}.post_attention_layernorm"),
+    (Site::MlpPre, "model.layers.{l}.mlp.gate_proj"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+];
+
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
         let factor = |key| Ok::<_, crate::Error>(fields.positive(key)?.unwrap_or(1.0));
@@ -47,7 +59,11 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("granite", |_| self.trunk.layer(dense(self.intermediate_size)))
+        self.trunk.info("granite", MODULES, |_| self.trunk.layer(dense(self.intermediate_size)))
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

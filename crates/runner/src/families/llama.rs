@@ -3,7 +3,7 @@
 use hooks::ModelInfo;
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, LLAMA_LAYOUT, Trunk, dense};
+use super::{Details, Family, LLAMA_LAYOUT, LLAMA_MODULES, Trunk, dense};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -52,7 +52,11 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("llama", |_| self.trunk.layer(dense(self.intermediate_size)))
+        self.trunk.info("llama", LLAMA_MODULES, |_| self.trunk.layer(dense(self.intermediate_size)))
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -3,7 +3,7 @@
 use hooks::{LayerInfo, ModelInfo};
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, Trunk, dense};
+use super::{Details, Family, LLAMA_MODULES, Trunk, dense};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::layers::Decoder;
@@ -37,10 +37,14 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("mistral", |_| LayerInfo {
+        self.trunk.info("mistral", LLAMA_MODULES, |_| LayerInfo {
             window: self.sliding_window,
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -6,13 +6,13 @@
 //! `[expert, 2·d_mlp, d_model]` with the gate's rows first, and `down_proj`
 //! `[expert, d_model, d_mlp]`.
 
-use hooks::{LayerInfo, MlpInfo, ModelInfo};
+use hooks::{LayerInfo, MlpInfo, ModelInfo, Site};
 use kernels::moe::Experts;
 use kernels::router::Selection;
 use serde_json::Value;
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, LLAMA_LAYER, LLAMA_LAYOUT, Trunk};
+use super::{Details, Family, LLAMA_LAYER, LLAMA_LAYOUT, Trunk};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{GgufFields, RopeDefaults};
@@ -65,6 +65,25 @@ const fn expert(behind: &'static str, merged: &'static str, separate: &'static s
     ExpertNames { before: "block_sparse_moe.experts.", behind, merged, separate }
 }
 
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::Q, "model.layers.{l}.self_attn.q_proj"),
+    (Site::K, "model.layers.{l}.self_attn.k_proj"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn.o_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn"),
+    (Site::Ln2Normalized, "model.layers.{l}.post_attention_layernorm"),
+    (Site::RouterLogits, "model.layers.{l}.block_sparse_moe.gate"),
+    (Site::RouterLogits, "model.layers.{l}.mlp.gate"),
+    (Site::MlpOut, "model.layers.{l}.block_sparse_moe"),
+    (Site::MlpOut, "model.layers.{l}.mlp"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+    (Site::Logits, "lm_head"),
+];
+
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
         let num_local_experts = match fields.size("num_local_experts", bound::COUNT)? {
@@ -106,10 +125,14 @@ impl Family for Config {
 
     fn info(&self) -> ModelInfo {
         let (n_experts, k) = (self.num_local_experts, self.num_experts_per_tok);
-        self.trunk.info("mixtral", |_| LayerInfo {
+        self.trunk.info("mixtral", MODULES, |_| LayerInfo {
             window: self.sliding_window,
             ..self.trunk.layer(MlpInfo::Mixture { n_experts, k })
         })
+    }
+
+    fn details(&self) -> Details {
+        Details { d_expert: Some(self.intermediate_size), ..self.trunk.details() }
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

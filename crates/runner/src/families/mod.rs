@@ -19,17 +19,34 @@ pub mod qwen3;
 pub mod smollm3;
 mod trunk;
 
-use hooks::{MlpInfo, ModelInfo};
+use hooks::{MlpInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 use serde_json::Value;
 
-use crate::config::GgufFields;
 use crate::config::fields::Fields;
+use crate::config::{GgufFields, Rope};
 use crate::layers::Decoder;
 use crate::weights::{GgufLayout, RotaryRows, Weights};
 use crate::{Error, Result};
 
 pub use trunk::Trunk;
+
+/// What beside its sizes tells a model apart.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Details {
+    /// Whether the unembedding is the embedding.
+    pub tied_embeddings: bool,
+    /// Rotary positions; `None` where positions are learned embeddings.
+    pub rope: Option<Rope>,
+    /// Rotary positions of layers with a window, where they differ.
+    pub local_rope: Option<Rope>,
+    /// Bound of the attention scores.
+    pub attention_soft_cap: Option<f64>,
+    /// Bound of the logits.
+    pub logit_soft_cap: Option<f64>,
+    /// Width of an expert's MLP.
+    pub d_expert: Option<usize>,
+}
 
 /// What a family does: read its configuration, and make a decoder of it.
 pub(crate) trait Family: Sized {
@@ -49,9 +66,30 @@ pub(crate) trait Family: Sized {
     /// Sizes and layers, as observers know them.
     fn info(&self) -> ModelInfo;
 
+    /// What beside the sizes tells models apart.
+    fn details(&self) -> Details;
+
     /// The decoder.
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder>;
 }
+
+/// Modules of a llama whose output is a hook point.
+const LLAMA_MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::Q, "model.layers.{l}.self_attn.q_proj"),
+    (Site::K, "model.layers.{l}.self_attn.k_proj"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn.o_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn"),
+    (Site::Ln2Normalized, "model.layers.{l}.post_attention_layernorm"),
+    (Site::MlpPre, "model.layers.{l}.mlp.gate_proj"),
+    (Site::MlpOut, "model.layers.{l}.mlp.down_proj"),
+    (Site::MlpOut, "model.layers.{l}.mlp"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+    (Site::Logits, "lm_head"),
+];
 
 /// Names of Hugging Face's llama modules in GGUF files.
 const LLAMA_MODEL: &[(&str, &str)] =

@@ -1,10 +1,10 @@
 //! OLMo 2: no norm before attention and MLP but one behind each, and norms over
 //! all queries and all keys of a token.
 
-use hooks::{LayerInfo, ModelInfo};
+use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, Trunk, dense};
+use super::{Details, Family, Trunk, dense};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::layers::{Block, Branch, Decoder, QueryKeyNorm, Residual};
@@ -23,6 +23,20 @@ pub struct Config {
 
 const DEFAULTS: Defaults = Defaults { vocab_size: 50_304, rms_norm_eps: 1e-5, ..Defaults::LLAMA };
 
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Q, "model.layers.{l}.self_attn.q_norm"),
+    (Site::K, "model.layers.{l}.self_attn.k_norm"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::AttnOut, "model.layers.{l}.post_attention_layernorm"),
+    (Site::MlpPre, "model.layers.{l}.mlp.gate_proj"),
+    (Site::MlpOut, "model.layers.{l}.post_feedforward_layernorm"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+    (Site::Logits, "lm_head"),
+];
+
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
         Ok(Self {
@@ -33,10 +47,14 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("olmo2", |_| LayerInfo {
+        self.trunk.info("olmo2", MODULES, |_| LayerInfo {
             pre_norms: false,
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

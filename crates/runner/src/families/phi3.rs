@@ -1,10 +1,10 @@
 //! Phi 3: queries, keys and values in one matrix, gate and up in another; a part
 //! of each head rotated, by other frequencies in long sequences.
 
-use hooks::{LayerInfo, ModelInfo};
+use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, Scales, module};
-use super::{Family, LLAMA_LAYOUT, Trunk, dense};
+use super::{Details, Family, LLAMA_LAYOUT, Trunk, dense};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{GgufFields, Partial, RopeDefaults, RopeNames};
@@ -48,6 +48,20 @@ const GGUF_LAYOUT: GgufLayout = GgufLayout {
     ..LLAMA_LAYOUT
 };
 
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::AttnOut, "model.layers.{l}.self_attn.o_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn"),
+    (Site::Ln2Normalized, "model.layers.{l}.post_attention_layernorm"),
+    (Site::MlpOut, "model.layers.{l}.mlp.down_proj"),
+    (Site::MlpOut, "model.layers.{l}.mlp"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+    (Site::Logits, "lm_head"),
+];
+
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
         Ok(Self {
@@ -73,10 +87,14 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("phi3", |_| LayerInfo {
+        self.trunk.info("phi3", MODULES, |_| LayerInfo {
             window: self.sliding_window,
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -4,7 +4,7 @@
 use hooks::{LayerInfo, ModelInfo};
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, Sight, Trunk, dense, windows};
+use super::{Details, Family, LLAMA_MODULES, Sight, Trunk, dense, windows};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -69,10 +69,14 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("qwen2", |layer| LayerInfo {
+        self.trunk.info("qwen2", LLAMA_MODULES, |layer| LayerInfo {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -1,10 +1,10 @@
 //! Qwen 3: norms over each head of queries and keys; later layers may have a
 //! sliding window.
 
-use hooks::{LayerInfo, ModelInfo};
+use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, NormWeights, Scales, module};
-use super::{Family, Trunk, dense, qwen2};
+use super::{Details, Family, Trunk, dense, qwen2};
 use crate::Result;
 use crate::config::GgufFields;
 use crate::config::fields::{Fields, bound};
@@ -25,6 +25,24 @@ pub struct Config {
 }
 
 const DEFAULTS: Defaults = Defaults { head_dim: Some(128), ..qwen2::DEFAULTS };
+
+/// Modules whose output is a hook point.
+const MODULES: &[(Site, &str)] = &[
+    (Site::Embed, "model.embed_tokens"),
+    (Site::Ln1Normalized, "model.layers.{l}.input_layernorm"),
+    (Site::Q, "model.layers.{l}.self_attn.q_norm"),
+    (Site::K, "model.layers.{l}.self_attn.k_norm"),
+    (Site::V, "model.layers.{l}.self_attn.v_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn.o_proj"),
+    (Site::AttnOut, "model.layers.{l}.self_attn"),
+    (Site::Ln2Normalized, "model.layers.{l}.post_attention_layernorm"),
+    (Site::MlpPre, "model.layers.{l}.mlp.gate_proj"),
+    (Site::MlpOut, "model.layers.{l}.mlp.down_proj"),
+    (Site::MlpOut, "model.layers.{l}.mlp"),
+    (Site::ResidPost, "model.layers.{l}"),
+    (Site::LnFinalNormalized, "model.norm"),
+    (Site::Logits, "lm_head"),
+];
 
 impl Family for Config {
     fn read(fields: &Fields<'_>) -> Result<Self> {
@@ -53,10 +71,14 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("qwen3", |layer| LayerInfo {
+        self.trunk.info("qwen3", MODULES, |layer| LayerInfo {
             window: self.windows[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

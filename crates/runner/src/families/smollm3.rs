@@ -5,7 +5,7 @@ use hooks::{LayerInfo, ModelInfo};
 use serde_json::Value;
 
 use super::trunk::{AttentionForm, Defaults, Scales};
-use super::{Family, Sight, Trunk, dense, windows};
+use super::{Details, Family, LLAMA_MODULES, Sight, Trunk, dense, windows};
 use crate::Result;
 use crate::config::RopeDefaults;
 use crate::config::fields::{Fields, bound};
@@ -78,11 +78,15 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("smollm3", |layer| LayerInfo {
+        self.trunk.info("smollm3", LLAMA_MODULES, |layer| LayerInfo {
             window: self.windows[layer],
             rotary: self.rotary[layer],
             ..self.trunk.layer(dense(self.intermediate_size))
         })
+    }
+
+    fn details(&self) -> Details {
+        self.trunk.details()
     }
 
     fn decoder(&self, weights: &dyn Weights) -> Result<Decoder> {

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use hooks::{LayerInfo, MlpInfo, ModelInfo};
+use hooks::{LayerInfo, MlpInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
 use kernels::attention::AttentionOptions;
 use serde_json::Value;
 
-use super::{activation, divides};
+use super::{Details, activation, divides};
 use crate::Result;
 use crate::config::fields::{Fields, bound};
 use crate::config::{GgufFields, Rope, RopeDefaults, RopeSizes};
@@ -192,7 +192,12 @@ impl Trunk {
     }
 
     /// Sizes and layers, as observers know them.
-    pub(super) fn info(&self, family: &str, layer: impl Fn(usize) -> LayerInfo) -> ModelInfo {
+    pub(super) fn info(
+        &self,
+        family: &str,
+        modules: &'static [(Site, &'static str)],
+        layer: impl Fn(usize) -> LayerInfo,
+    ) -> ModelInfo {
         ModelInfo {
             family: family.to_owned(),
             d_model: self.hidden_size,
@@ -200,6 +205,16 @@ impl Trunk {
             n_ctx: self.max_position_embeddings,
             has_pos_embed: false,
             layers: (0..self.num_hidden_layers).map(layer).collect(),
+            modules,
+        }
+    }
+
+    /// What beside the sizes tells models apart, as far as the trunk knows.
+    pub(super) fn details(&self) -> Details {
+        Details {
+            tied_embeddings: self.tie_word_embeddings,
+            rope: Some(self.rope.clone()),
+            ..Details::default()
         }
     }
 

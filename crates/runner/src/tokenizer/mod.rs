@@ -3,13 +3,21 @@
 //! The work is the `tokenizers` library's, from a `tokenizer.json` as it is or
 //! from a GGUF file's metadata; both answer through one type. Special tokens
 //! around a text (a BOS, usually) are the file's own rule, which a caller can
-//! switch off but not change.
+//! switch off but not change. Special tokens written in a text are another
+//! matter: a caller chooses whether they are those tokens or plain text.
 
 mod definition;
 mod gguf;
+mod kinds;
+mod limits;
+mod pieces;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+
+use tokenizers::{
+    DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
 use crate::gguf::Gguf;
 use crate::source::Source;
@@ -29,6 +37,17 @@ pub enum Special {
     Omit,
 }
 
+/// What special tokens written in a text are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Written {
+    /// Those tokens: `<|im_end|>` is one token.
+    #[default]
+    Parse,
+    /// Plain text: `<|im_end|>` is ten characters like any others. What
+    /// transformers calls `split_special_tokens`.
+    Plain,
+}
+
 /// A tokenized text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoding {
@@ -43,10 +62,35 @@ pub struct Encoding {
     pub offsets: Vec<(usize, usize)>,
 }
 
+/// The library's pipeline around [`pieces::Pieces`].
+type PieceTokenizer = TokenizerImpl<
+    pieces::Pieces,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
+#[derive(Clone, Debug)]
+enum Inner {
+    Library(Box<tokenizers::Tokenizer>),
+    Pieces(Box<PieceTokenizer>),
+}
+
+/// Calls the same method of either kind.
+macro_rules! either {
+    ($inner:expr, $tokenizer:ident => $call:expr) => {
+        match $inner {
+            Inner::Library($tokenizer) => $call,
+            Inner::Pieces($tokenizer) => $call,
+        }
+    };
+}
+
 /// A tokenizer.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
     /// The most bytes that normalizing makes of one byte of text.
     growth: usize,
     /// Added before the text beside what `inner` itself adds.
@@ -76,21 +120,27 @@ impl Tokenizer {
 
     fn from_json(path: PathBuf, json: &[u8]) -> Result<Self> {
         // The library panics on some files that are not even JSON.
-        definition::check_sizes(json)
-            .map_err(|source| Error::Json { path: path.clone(), source })?;
-        let growth = definition::check_growth(json)
+        limits::check_sizes(json).map_err(|source| Error::Json { path: path.clone(), source })?;
+        let growth = limits::check_growth(json)
             .map_err(|source| Error::Tokenizer { path: path.clone(), source })?;
         let inner = guarded(|| {
+            definition::check(json)?;
             let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
             // Cutting and padding are the caller's, aloud.
             inner.with_truncation(None)?.with_padding(None);
             Ok(inner)
         })
         .map_err(|source| Error::Tokenizer { path, source })?;
-        Ok(Self { inner, growth, bos: None, eos: None })
+        Ok(Self { inner: Inner::Library(Box::new(inner)), growth, bos: None, eos: None })
     }
 
-    /// Tokenizes a text. Special tokens written in the text are recognised.
+    /// Chooses what special tokens written in a text are, for every text from here on.
+    pub fn set_written(&mut self, written: Written) {
+        let plain = written == Written::Plain;
+        either!(&mut self.inner, inner => inner.set_encode_special_tokens(plain));
+    }
+
+    /// Tokenizes a text.
     ///
     /// # Errors
     ///
@@ -102,8 +152,8 @@ impl Tokenizer {
             return Err(Error::Normalized { bytes, limit: MAX_NORMALIZED });
         }
         let add = special == Special::Add;
-        let encoded = guarded(|| self.inner.encode_char_offsets(text, add))
-            .map_err(|source| Error::Encode { source })?;
+        let encode = || either!(&self.inner, inner => inner.encode_char_offsets(text, add));
+        let encoded = guarded(encode).map_err(|source| Error::Encode { source })?;
         let mut encoding = Encoding::default();
         let mut push = |id: u32, token: String, offsets| {
             encoding.ids.push(id);
@@ -114,9 +164,9 @@ impl Tokenizer {
         if let Some((id, token)) = around(self.bos) {
             push(id, token.unwrap_or_default(), (0, 0));
         }
-        let places = encoded.get_tokens().iter().zip(encoded.get_offsets());
-        for (&id, (token, &offsets)) in encoded.get_ids().iter().zip(places) {
-            push(id, token.clone(), offsets);
+        // Asked for again: the library shows a token that takes white space with it.
+        for (&id, &offsets) in encoded.get_ids().iter().zip(encoded.get_offsets()) {
+            push(id, self.token(id).unwrap_or_default(), offsets);
         }
         if let Some((id, token)) = around(self.eos) {
             push(id, token.unwrap_or_default(), (0, 0));
@@ -130,22 +180,23 @@ impl Tokenizer {
     ///
     /// [`Error::Encode`] if the tokenizer cannot decode.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        guarded(|| self.inner.decode(ids, false)).map_err(|source| Error::Encode { source })
+        guarded(|| either!(&self.inner, inner => inner.decode(ids, false)))
+            .map_err(|source| Error::Encode { source })
     }
 
     /// A token as the vocabulary spells it.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        either!(&self.inner, inner => inner.id_to_token(id))
     }
 
     /// The id of a token as the vocabulary spells it.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        either!(&self.inner, inner => inner.token_to_id(token))
     }
 
     /// Entries of the vocabulary, added tokens included.
     pub fn vocabulary_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        either!(&self.inner, inner => inner.get_vocab_size(true))
     }
 }
 

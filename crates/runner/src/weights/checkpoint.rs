@@ -7,8 +7,9 @@ use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use super::convert::{Format, convert_into};
+use super::matrix::{Matrix, Rows};
 use super::safetensors::{Entry, File};
-use super::{Matrix, Part, RowOrder, UnitNorms, Weights};
+use super::{Part, RowOrder, UnitNorms, Weights};
 use crate::source::Source;
 use crate::{Error, Result};
 
@@ -171,32 +172,35 @@ impl Weights for Checkpoint {
         Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
     }
 
-    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix>> {
-        let shape = |part: &Part| match part.order {
-            RowOrder::Transposed => [columns, part.rows],
-            RowOrder::Plain | RowOrder::HeadByHead { .. } => [part.rows, columns],
+    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix<'_>>> {
+        let rows = |part: &Part| {
+            let (name, order) = (part.weight(), part.order);
+            let shape = match order {
+                RowOrder::Transposed => [columns, part.rows],
+                _ => [part.rows, columns],
+            };
+            let (path, file, entry) = self.check(&name, &shape)?;
+            let (format, data) = (format_of(path, &name, &entry.dtype)?, file.data(entry));
+            Ok(Rows { path, tensor: name, format, data, first: 0, rows: part.rows, order })
         };
-        for part in parts {
-            self.check(&part.weight(), &shape(part))?;
-        }
-        let rows: usize = parts.iter().map(|part| part.rows).sum();
-        let mut values = vec![0f32; rows * columns];
-        let mut rest = values.as_mut_slice();
-        for part in parts {
-            let (out, after) = rest.split_at_mut(part.rows * columns);
-            self.read(&part.weight(), &shape(part), out)?;
-            arrange(part, out);
-            rest = after;
-        }
-        Ok(vec![Matrix::Dense(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)])
+        let parts = parts.iter().map(rows).collect::<Result<_>>()?;
+        Ok(vec![Matrix::new(parts, columns, None)])
     }
 
-    fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix>> {
-        self.check(name, &[n, rows, columns])?;
-        let mut values = vec![0f32; n * rows * columns];
-        self.read(name, &[n, rows, columns], &mut values)?;
-        let tensor = Tensor::from_vec(values, (n, rows, columns), &Device::Cpu)?;
-        (0..n).map(|i| Ok(Matrix::Dense(tensor.get(i)?))).collect()
+    fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix<'_>>> {
+        let (path, file, entry) = self.check(name, &[n, rows, columns])?;
+        let (format, data) = (format_of(path, name, &entry.dtype)?, file.data(entry));
+        let len = data.len() / n.max(1);
+        let slice = |i: usize| Rows {
+            path,
+            tensor: name.to_owned(),
+            format,
+            data: &data[i * len..][..len],
+            first: i * rows * columns,
+            rows,
+            order: RowOrder::Plain,
+        };
+        Ok((0..n).map(|i| Matrix::new(vec![slice(i)], columns, None)).collect())
     }
 
     fn unit_norms(&self) -> UnitNorms {
@@ -205,27 +209,6 @@ impl Weights for Checkpoint {
 
     fn frequency_divisors(&self, _: usize) -> Result<Option<Tensor>> {
         Ok(None)
-    }
-}
-
-/// Puts the elements of a part from their stored order into rows.
-fn arrange(part: &Part, values: &mut [f32]) {
-    let columns = values.len() / part.rows.max(1);
-    if part.order == RowOrder::Plain || columns == 0 {
-        return;
-    }
-    let stored = values.to_vec();
-    for (row, out) in values.chunks_mut(columns).enumerate() {
-        let from = part.order.stored_row(row, part.rows);
-        match part.order {
-            RowOrder::Transposed => {
-                let column = stored.iter().skip(from).step_by(part.rows);
-                out.iter_mut().zip(column).for_each(|(out, value)| *out = *value);
-            }
-            RowOrder::Plain | RowOrder::HeadByHead { .. } => {
-                out.copy_from_slice(&stored[from * columns..][..columns]);
-            }
-        }
     }
 }
 

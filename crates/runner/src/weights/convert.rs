@@ -1,20 +1,18 @@
 //! From stored numbers to `f32`, checked on the way.
 //!
-//! Conversion, copy and the search for NaN and infinities are one parallel pass
-//! over the data, so that the check costs no second reading of the weights.
+//! Vectors are converted here, matrices by [`Matrix`](super::Matrix) while they are
+//! packed; either way the search for NaN and infinities is part of the same pass.
 
-use half::{bf16, f16};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use kernels::quantized::Encoding;
 use rayon::prelude::*;
 
-/// Blocks that one task converts.
-const CHUNK: usize = 1 << 14;
+/// Elements that one task converts: whole blocks of every format.
+const CHUNK: usize = 1 << 13;
 
-/// How the elements of a tensor are stored.
-///
-/// Quantized formats hold 32 elements a block: `Q4_0` a scale `d` and 4-bit `q`,
-/// `x = d (q − 8)`; `Q4_1` a scale and a minimum, `x = d q + m`; `Q8_0` a scale
-/// and 8-bit `q`, `x = d q`. In 4-bit blocks byte `j` holds elements `j` (low
-/// half) and `j + 16`.
+/// How the elements of a tensor are stored: as floats or in quantized blocks
+/// (see [`Encoding`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     F32,
@@ -22,38 +20,60 @@ pub(crate) enum Format {
     Bf16,
     Q4_0,
     Q4_1,
+    Q5_0,
+    Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
 }
 
 impl Format {
+    /// The encoding of the blocks; `None` for floats.
+    pub(crate) const fn encoding(self) -> Option<&'static Encoding> {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => None,
+            Self::Q4_0 => Some(Encoding::Q4_0),
+            Self::Q4_1 => Some(Encoding::Q4_1),
+            Self::Q5_0 => Some(Encoding::Q5_0),
+            Self::Q5_1 => Some(Encoding::Q5_1),
+            Self::Q8_0 => Some(Encoding::Q8_0),
+            Self::Q2K => Some(Encoding::Q2K),
+            Self::Q3K => Some(Encoding::Q3K),
+            Self::Q4K => Some(Encoding::Q4K),
+            Self::Q5K => Some(Encoding::Q5K),
+            Self::Q6K => Some(Encoding::Q6K),
+        }
+    }
+
     /// Elements in a block.
     pub(crate) const fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 => 32,
+        match self.encoding() {
+            Some(encoding) => encoding.len,
+            None => 1,
         }
     }
 
     /// Bytes of a block.
     pub(crate) const fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q8_0 => 34,
+        match self.encoding() {
+            Some(encoding) => encoding.bytes,
+            None if matches!(self, Self::F32) => 4,
+            None => 2,
         }
     }
 
     /// The name that files use.
     pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q8_0 => "Q8_0",
+        match self.encoding() {
+            Some(encoding) => encoding.name,
+            None => match self {
+                Self::F32 => "F32",
+                Self::F16 => "F16",
+                _ => "BF16",
+            },
         }
     }
 }
@@ -66,85 +86,54 @@ pub(crate) struct NotFinite {
     pub(crate) value: f32,
 }
 
-/// Writes stored little-endian elements into `out`.
+impl Format {
+    /// Writes stored little-endian elements into `out`: as many whole blocks as both hold.
+    pub(crate) fn read(self, bytes: &[u8], out: &mut [f32]) {
+        match (self, self.encoding()) {
+            (_, Some(encoding)) => encoding.dequantize(bytes, out),
+            (Self::F32, _) => {
+                let stored = bytes.as_chunks().0.iter();
+                out.iter_mut().zip(stored).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+            }
+            (Self::F16, _) => {
+                // Many at once: the processor's instruction converts eight.
+                let mut halves = [f16::ZERO; 64];
+                for (out, bytes) in out.chunks_mut(64).zip(bytes.chunks(128)) {
+                    let halves = &mut halves[..out.len().min(bytes.len() / 2)];
+                    let stored = bytes.as_chunks().0.iter();
+                    halves.iter_mut().zip(stored).for_each(|(x, b)| *x = f16::from_le_bytes(*b));
+                    halves.convert_to_f32_slice(&mut out[..halves.len()]);
+                }
+            }
+            _ => {
+                // The upper half of an f32.
+                let stored = bytes.as_chunks().0.iter();
+                out.iter_mut().zip(stored).for_each(|(x, b)| {
+                    *x = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                });
+            }
+        }
+    }
+}
+
+/// Writes stored little-endian elements into `out`, on all threads.
 ///
 /// `bytes` must hold exactly the blocks of `out.len()` elements.
 pub(crate) fn convert_into(format: Format, bytes: &[u8], out: &mut [f32]) -> Result<(), NotFinite> {
-    debug_assert_eq!(bytes.len() * format.block_len(), out.len() * format.block_bytes());
-    match format {
-        Format::F32 => each::<4, 1>(bytes, out, |b, x| x[0] = f32::from_le_bytes(*b)),
-        Format::F16 => each::<2, 1>(bytes, out, |b, x| x[0] = f16::from_le_bytes(*b).to_f32()),
-        Format::Bf16 => each::<2, 1>(bytes, out, |b, x| x[0] = bf16::from_le_bytes(*b).to_f32()),
-        Format::Q4_0 => each::<18, 32>(bytes, out, |b, x| {
-            let d = half_at(b, 0);
-            nibbles(&b[2..], x, |q| d * (f32::from(q) - 8.0));
-        }),
-        Format::Q4_1 => each::<20, 32>(bytes, out, |b, x| {
-            let (d, m) = (half_at(b, 0), half_at(b, 2));
-            nibbles(&b[4..], x, |q| d * f32::from(q) + m);
-        }),
-        Format::Q8_0 => each::<34, 32>(bytes, out, |b, x| {
-            let d = half_at(b, 0);
-            for (x, q) in x.iter_mut().zip(&b[2..]) {
-                *x = d * f32::from(q.cast_signed());
-            }
-        }),
-    }
-}
-
-/// Finds a block whose scale or minimum is NaN or infinite, without converting.
-pub(crate) fn check_scales(format: Format, bytes: &[u8]) -> Result<(), NotFinite> {
-    let halves = match format {
-        Format::Q4_1 => 2,
-        Format::Q4_0 | Format::Q8_0 => 1,
-        Format::F32 | Format::F16 | Format::Bf16 => 0,
-    };
-    let bad =
-        |block: &[u8]| (0..halves).map(|i| half_at(block, 2 * i)).find(|value| !value.is_finite());
-    let found = bytes
-        .par_chunks_exact(format.block_bytes())
-        .with_min_len(CHUNK)
-        .enumerate()
-        .find_map_first(|(i, block)| bad(block).map(|value| (i * format.block_len(), value)));
-    found.map_or(Ok(()), |(index, value)| Err(NotFinite { index, value }))
-}
-
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-fn nibbles(bytes: &[u8], out: &mut [f32; 32], value: impl Fn(u8) -> f32) {
-    let (low, high) = out.split_at_mut(16);
-    for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
-        *low = value(byte & 0x0f);
-        *high = value(byte >> 4);
-    }
-}
-
-/// Converts block by block, `N` bytes to `M` elements.
-fn each<const N: usize, const M: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    read: impl Fn(&[u8; N], &mut [f32; M]) + Sync,
-) -> Result<(), NotFinite> {
     const EXPONENT: u32 = 0x7f80_0000;
-    let (blocks, _) = bytes.as_chunks::<N>();
-    let finite = out
-        .par_chunks_mut(CHUNK * M)
-        .zip(blocks.par_chunks(CHUNK))
-        .map(|(out, blocks)| {
+    let (len, size) = (format.block_len(), format.block_bytes());
+    debug_assert_eq!(bytes.len() * len, out.len() * size);
+    let bad = out
+        .par_chunks_mut(CHUNK)
+        .zip(bytes.par_chunks(CHUNK / len * size))
+        .map(|(out, bytes)| {
+            // Little enough that the check reads what conversion left in the cache.
+            format.read(bytes, out);
             // Integer logic without a branch, so that the loop becomes vector code.
-            let mut bad = false;
-            for (out, block) in out.as_chunks_mut::<M>().0.iter_mut().zip(blocks) {
-                read(block, out);
-                for x in out {
-                    bad |= x.to_bits() & EXPONENT == EXPONENT;
-                }
-            }
-            !bad
+            out.iter().fold(false, |bad, x| bad | (x.to_bits() & EXPONENT == EXPONENT))
         })
-        .reduce(|| true, |a, b| a && b);
-    match out.iter().position(|x| !finite && !x.is_finite()) {
+        .reduce(|| false, |a, b| a | b);
+    match out.iter().position(|x| bad && !x.is_finite()) {
         Some(index) => Err(NotFinite { index, value: out[index] }),
         None => Ok(()),
     }
@@ -152,8 +141,10 @@ fn each<const N: usize, const M: usize>(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::quantized::QTensor;
     use candle_core::{Device, Tensor};
+    use half::bf16;
+    use serde_json::Value;
 
     use super::*;
 
@@ -175,24 +166,53 @@ mod tests {
         assert_eq!(out[..3], values[..3]);
     }
 
+    const BLOCKS: [Format; 10] = [
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q8_0,
+        Format::Q2K,
+        Format::Q3K,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+    ];
+
     #[test]
     fn blocks_are_read_as_candle_reads_them() {
-        let values: Vec<f32> = (0..96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.03).collect();
-        let tensor = Tensor::from_slice(&values, (3, 32), &Device::Cpu).unwrap();
-        for (format, dtype) in [
-            (Format::Q4_0, GgmlDType::Q4_0),
-            (Format::Q4_1, GgmlDType::Q4_1),
-            (Format::Q8_0, GgmlDType::Q8_0),
-        ] {
-            let quantized = QTensor::quantize(&tensor, dtype).unwrap();
+        let values: Vec<f32> = (0..768).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.03).collect();
+        let tensor = Tensor::from_slice(&values, (3, 256), &Device::Cpu).unwrap();
+        for format in BLOCKS {
+            let encoding = format.encoding().unwrap();
+            let quantized = QTensor::quantize(&tensor, encoding.format).unwrap();
             let expected = quantized.dequantize(&Device::Cpu).unwrap();
             let expected = expected.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let bytes = quantized.data().unwrap();
-            assert_eq!(bytes.len(), 3 * format.block_bytes());
-            let mut out = vec![0f32; 96];
+            assert_eq!(bytes.len(), 768 / format.block_len() * format.block_bytes());
+            let mut out = vec![0f32; 768];
             convert_into(format, &bytes, &mut out).unwrap();
             assert_eq!(out, expected, "{format:?}");
-            check_scales(format, &bytes).unwrap();
+        }
+    }
+
+    #[test]
+    fn golden_blocks() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/quants.json");
+        let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        // All rows of a format behind one another.
+        let bytes = |name: &str, what: &str| -> Vec<u8> {
+            let rows = golden[name][what].as_array().unwrap().iter();
+            let hex: String = rows.map(|row| row.as_str().unwrap()).collect();
+            let pairs = hex.as_bytes().as_chunks::<2>().0.iter();
+            let digit = |digit: u8| char::from(digit).to_digit(16).unwrap() as u8;
+            pairs.map(|[high, low]| digit(*high) << 4 | digit(*low)).collect()
+        };
+        for format in BLOCKS {
+            let expected = bytes(format.name(), "values");
+            let mut out = vec![f32::NAN; expected.len() / 4];
+            convert_into(format, &bytes(format.name(), "bytes"), &mut out).unwrap();
+            assert_eq!(le(&out), expected, "{format:?}");
         }
     }
 
@@ -212,14 +232,22 @@ mod tests {
     }
 
     #[test]
-    fn bad_scales_are_found_in_both_ways() {
-        for (format, at) in [(Format::Q4_0, 0), (Format::Q4_1, 2), (Format::Q8_0, 0)] {
+    fn bad_scales_are_found() {
+        for (format, at) in [
+            (Format::Q4_0, 0),
+            (Format::Q4_1, 2),
+            (Format::Q8_0, 0),
+            (Format::Q2K, 82),
+            (Format::Q3K, 108),
+            (Format::Q5K, 2),
+            (Format::Q6K, 208),
+        ] {
+            let len = format.block_len();
             let mut bytes = vec![0u8; 4 * format.block_bytes()];
             let place = 2 * format.block_bytes() + at;
             bytes[place..place + 2].copy_from_slice(&f16::NAN.to_le_bytes());
-            let scales = check_scales(format, &bytes).unwrap_err();
-            let elements = convert_into(format, &bytes, &mut [0f32; 128]).unwrap_err();
-            assert_eq!((scales.index, elements.index), (64, 64));
+            let elements = convert_into(format, &bytes, &mut vec![0f32; 4 * len]).unwrap_err();
+            assert_eq!(elements.index, 2 * len, "{format:?}");
         }
     }
 }

@@ -7,19 +7,15 @@
 //! and leaves quantized weights as they are.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 
-use super::convert::{Format, NotFinite, check_scales, convert_into};
-use super::{Matrix, Part, UnitNorms, Weights};
+use super::convert::{Format, NotFinite, convert_into};
+use super::matrix::{Matrix, Rows};
+use super::{Part, RowOrder, UnitNorms, Weights};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::model::WeightDtype;
 use crate::{Error, Result};
-
-/// Alignment of the bytes that candle reads as blocks.
-const BLOCK_ALIGNMENT: usize = 8;
 
 /// The tensor of rotary frequency divisors.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -153,9 +149,11 @@ impl<'a> GgufWeights<'a> {
                 found: found.to_vec(),
             });
         }
-        let rows_permuted = self.layout.rotary_rows == RotaryRows::Pairs
+        let pairs = self.layout.rotary_rows == RotaryRows::Pairs
             && [".attn_q.", ".attn_k."].iter().any(|part| name.contains(part));
-        Ok(Stored { name, format: info.format, shape: own_shape, data, rows_permuted })
+        let order = if pairs { RowOrder::Pairs { d_head: self.d_head } } else { RowOrder::Plain };
+        let first = place.slice.map_or(0, |slice| slice * own_shape.iter().product::<usize>());
+        Ok(Stored { name, format: info.format, shape: own_shape, data, first, order })
     }
 
     fn not_finite(&self, tensor: &str) -> impl FnOnce(NotFinite) -> Error {
@@ -165,19 +163,16 @@ impl<'a> GgufWeights<'a> {
 
     /// The tensor's bytes with its rows in their places.
     fn bytes(&self, stored: &Stored<'a>) -> Cow<'a, [u8]> {
-        if !stored.rows_permuted {
+        if stored.order == RowOrder::Plain {
             return Cow::Borrowed(stored.data);
         }
-        let d = self.d_head;
-        let row_bytes = stored.data.len() / stored.shape[0];
-        let mut placed = Vec::with_capacity(stored.data.len());
-        for head in stored.data.chunks(d * row_bytes) {
-            for row in 0..d {
-                let from = 2 * (row % (d / 2)) + row / (d / 2);
-                placed.extend_from_slice(&head[from * row_bytes..(from + 1) * row_bytes]);
-            }
-        }
-        Cow::Owned(placed)
+        let rows = stored.shape[0];
+        let row_bytes = stored.data.len() / rows;
+        let row = |row| {
+            let from = stored.order.stored_row(row, rows);
+            &stored.data[from * row_bytes..][..row_bytes]
+        };
+        Cow::Owned((0..rows).flat_map(row).copied().collect())
     }
 
     fn dense(&self, stored: &[Stored<'a>]) -> Result<Vec<f32>> {
@@ -193,35 +188,17 @@ impl<'a> GgufWeights<'a> {
         Ok(values)
     }
 
-    fn quantized(
-        &self,
-        stored: &[Stored<'a>],
-        dtype: GgmlDType,
-        columns: usize,
-    ) -> Result<Arc<QTensor>> {
-        for tensor in stored {
-            check_scales(tensor.format, tensor.data).map_err(self.not_finite(&tensor.name))?;
+    /// The rows of a matrix.
+    fn rows(&self, stored: &Stored<'a>) -> Rows<'a> {
+        Rows {
+            path: self.gguf.path(),
+            tensor: stored.name.clone(),
+            format: stored.format,
+            data: stored.data,
+            first: stored.first,
+            rows: stored.shape[0],
+            order: stored.order,
         }
-        let rows = stored.iter().map(|tensor| tensor.shape[0]).sum::<usize>();
-        let storage = match stored {
-            [one] if !one.rows_permuted && is_aligned(one.data) => {
-                QStorage::from_data(Cow::Borrowed(one.data), &Device::Cpu, dtype)?
-            }
-            several => {
-                // candle reads blocks in place, so their first byte must be aligned.
-                let len: usize = several.iter().map(|tensor| tensor.data.len()).sum();
-                let mut buffer = vec![0u8; len + BLOCK_ALIGNMENT];
-                let start = buffer.as_ptr().align_offset(BLOCK_ALIGNMENT).min(BLOCK_ALIGNMENT);
-                let mut at = start;
-                for tensor in several {
-                    let bytes = self.bytes(tensor);
-                    buffer[at..at + bytes.len()].copy_from_slice(&bytes);
-                    at += bytes.len();
-                }
-                QStorage::from_data(Cow::Borrowed(&buffer[start..at]), &Device::Cpu, dtype)?
-            }
-        };
-        Ok(Arc::new(QTensor::new(storage, (rows, columns))?))
     }
 }
 
@@ -231,10 +208,12 @@ struct Stored<'a> {
     format: Format,
     shape: &'a [usize],
     data: &'a [u8],
-    rows_permuted: bool,
+    /// Elements of the tensor before the slice.
+    first: usize,
+    order: RowOrder,
 }
 
-impl Weights for GgufWeights<'_> {
+impl<'a> Weights for GgufWeights<'a> {
     fn has(&self, name: &str) -> bool {
         self.layout.places(name).iter().any(|place| self.gguf.tensor(&place.name).is_some())
     }
@@ -247,31 +226,26 @@ impl Weights for GgufWeights<'_> {
         Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
     }
 
-    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix>> {
+    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix<'_>>> {
         let stored = parts
             .iter()
             .map(|part| self.find(&part.weight(), &[part.rows, columns]))
             .collect::<Result<Vec<_>>>()?;
         let kept = |tensor: &Stored<'_>| match self.dtype {
-            WeightDtype::AsStored => quantized_dtype(tensor.format),
+            WeightDtype::AsStored => tensor.format.encoding(),
             WeightDtype::F32 => None,
         };
-        let alike = stored.windows(2).all(|pair| kept(&pair[0]) == kept(&pair[1]));
-        stored
-            .chunks(if alike { stored.len().max(1) } else { 1 })
-            .map(|group| match kept(&group[0]) {
-                Some(dtype) => Ok(Matrix::Quantized(self.quantized(group, dtype, columns)?)),
-                None => {
-                    let values = self.dense(group)?;
-                    let rows = values.len() / columns;
-                    let tensor = Tensor::from_vec(values, (rows, columns), &Device::Cpu)?;
-                    Ok(Matrix::Dense(tensor))
-                }
-            })
-            .collect()
+        let name = |tensor| kept(tensor).map(|encoding| encoding.name);
+        let alike = stored.windows(2).all(|pair| name(&pair[0]) == name(&pair[1]));
+        let groups = stored.chunks(if alike { stored.len().max(1) } else { 1 });
+        let matrix = |group: &[Stored<'a>]| {
+            let rows = group.iter().map(|tensor| self.rows(tensor)).collect();
+            Matrix::new(rows, columns, kept(&group[0]))
+        };
+        Ok(groups.map(matrix).collect())
     }
 
-    fn slices(&self, name: &str, _: usize, _: usize, _: usize) -> Result<Vec<Matrix>> {
+    fn slices(&self, name: &str, _: usize, _: usize, _: usize) -> Result<Vec<Matrix<'_>>> {
         // Experts are asked for one by one, because `has` knows no fused tensor.
         Err(Error::TensorMissing { path: self.gguf.path().to_owned(), tensor: name.to_owned() })
     }
@@ -295,19 +269,6 @@ impl Weights for GgufWeights<'_> {
             return Err(self.not_finite(ROPE_DIVISORS)(bad));
         }
         Ok(Some(Tensor::from_vec(values, n_frequencies, &Device::Cpu)?))
-    }
-}
-
-fn is_aligned(bytes: &[u8]) -> bool {
-    bytes.as_ptr().align_offset(BLOCK_ALIGNMENT) == 0
-}
-
-fn quantized_dtype(format: Format) -> Option<GgmlDType> {
-    match format {
-        Format::Q4_0 => Some(GgmlDType::Q4_0),
-        Format::Q4_1 => Some(GgmlDType::Q4_1),
-        Format::Q8_0 => Some(GgmlDType::Q8_0),
-        Format::F32 | Format::F16 | Format::Bf16 => None,
     }
 }
 

@@ -10,18 +10,16 @@ mod bytes;
 mod checkpoint;
 mod convert;
 mod gguf;
+mod matrix;
 mod safetensors;
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
-use candle_core::quantized::QTensor;
-use kernels::linear::Linear;
 
 pub(crate) use bytes::Bytes;
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use convert::{Format, convert_into};
 pub(crate) use gguf::{ExpertNames, GgufLayout, GgufWeights, RotaryRows};
+pub(crate) use matrix::Matrix;
 
 use crate::Result;
 
@@ -36,7 +34,7 @@ pub(crate) struct Part {
     pub(crate) order: RowOrder,
 }
 
-/// How a Hugging Face checkpoint stores the rows of a matrix.
+/// How files store the rows of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowOrder {
     /// One after another.
@@ -46,6 +44,8 @@ pub(crate) enum RowOrder {
     /// Queries, keys and values of the first head, then those of the second:
     /// `[head, 3, d_head]` for what the model reads as `[3, head, d_head]`.
     HeadByHead { d_head: usize },
+    /// The two rows of a rotary pair beside each other.
+    Pairs { d_head: usize },
 }
 
 impl RowOrder {
@@ -58,6 +58,10 @@ impl RowOrder {
                 let (part, head, i) =
                     (row / (n_heads * d_head), row / d_head % n_heads, row % d_head);
                 (head * 3 + part) * d_head + i
+            }
+            Self::Pairs { d_head } => {
+                let (head, i, half) = (row / d_head, row % d_head, d_head / 2);
+                head * d_head + 2 * (i % half) + i / half
             }
         }
     }
@@ -89,23 +93,6 @@ impl Part {
     }
 }
 
-/// A matrix `[rows, columns]` in `f32` or in quantized blocks.
-#[derive(Clone, Debug)]
-pub(crate) enum Matrix {
-    Dense(Tensor),
-    Quantized(Arc<QTensor>),
-}
-
-impl Matrix {
-    /// The linear map `y = x Wᵀ + b`.
-    pub(crate) fn linear(&self, bias: Option<&Tensor>) -> Result<Linear> {
-        Ok(match self {
-            Self::Dense(matrix) => Linear::dense(matrix, bias)?,
-            Self::Quantized(matrix) => Linear::quantized(matrix.clone(), bias)?,
-        })
-    }
-}
-
 /// How files store the weights of norms that multiply by `1 + w`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnitNorms {
@@ -125,10 +112,10 @@ pub(crate) trait Weights {
 
     /// The parts' matrices of `columns` columns: stacked into one where their
     /// formats agree, else one each, in the same order.
-    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix>>;
+    fn matrices(&self, parts: &[Part], columns: usize) -> Result<Vec<Matrix<'_>>>;
 
     /// A three-dimensional tensor `[n, rows, columns]` as `n` matrices.
-    fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix>>;
+    fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix<'_>>>;
 
     /// What stands in the files for a norm's weight `1 + w`.
     fn unit_norms(&self) -> UnitNorms;

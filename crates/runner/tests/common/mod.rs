@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each target uses a part of it
 
 pub mod gguf;
+pub mod real;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
