@@ -185,6 +185,10 @@ fn many_tensors() {
     assert!(error(&header(|_| 0)).contains("overlap"));
     let twice = format!("{{{},{}}}", entry(0, 0), entry(0, 4));
     assert!(error(&twice).contains("twice"));
+    let ones = "1,".repeat(1 << 20);
+    let rank =
+        format!("{{\"t\":{{\"dtype\":\"F32\",\"shape\":[{ones}1],\"data_offsets\":[0,4]}}}}");
+    assert!(error(&rank).contains("dimensions"));
     // Shapes whose product nobody can hold, of a type that nobody knows.
     let unknown = "{\"t\":{\"dtype\":\"X\",\"shape\":[4294967295,4294967295],\"data_offsets\":[0,0]},\
         \"u\":{\"dtype\":\"X\",\"shape\":[4294967295,4294967295],\"data_offsets\":[0,0]}}";

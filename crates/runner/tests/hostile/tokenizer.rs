@@ -1,7 +1,7 @@
 //! Tokenizers, from `tokenizer.json` and from a GGUF file's metadata.
 
 use runner::{Source, Special, Tokenizer};
-use testkit::hostile::{Limits, alone, campaign, change_json, scratch};
+use testkit::hostile::{Limits, alone, campaign, change_json, check, scratch};
 
 use super::common::gguf::File;
 use super::gguf::{change_file, with_pieces, with_tokenizer};
@@ -131,6 +131,11 @@ fn tokenizer_json() {
     for (number, seed) in seeds.iter().enumerate() {
         write(&path, seed);
         exercise(&source).unwrap_or_else(|error| panic!("seed {number}: {error}"));
+    }
+    // What once broke the limits.
+    for found in corpus("tokenizer_found") {
+        write(&path, &found);
+        assert_eq!(check(&found, Limits::default(), &mut |_| exercise(&source)), Ok(false));
     }
     campaign(
         "tokenizer_json",
