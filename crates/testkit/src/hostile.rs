@@ -220,10 +220,7 @@ pub fn change_json(random: &mut Random, text: &mut Vec<u8>, words: &[&str], othe
             8 => {
                 let own = &text[place.clone()];
                 let depth = *random.of(&[1usize, 2, 40, 127, 128, 300]);
-                let mut nested = Vec::new();
-                for _ in 0..depth {
-                    nested.push(b'[');
-                }
+                let mut nested = vec![b'['; depth];
                 nested.extend_from_slice(own);
                 nested.resize(nested.len() + depth, b']');
                 nested

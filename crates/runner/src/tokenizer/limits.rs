@@ -21,6 +21,8 @@ const MAX_TEXT: usize = 8192;
 const MAX_CHARSMAP: usize = 8 << 20;
 /// Most values in everything but vocabulary, merges and added tokens.
 const MAX_VALUES: usize = 8192;
+/// Values as which a regular expression counts: compiled, one takes megabytes.
+const PATTERN: usize = 128;
 /// Longest word that is searched for pieces, in characters: time grows with its square.
 const MAX_WORD: u64 = 256;
 
@@ -70,7 +72,7 @@ pub(super) fn check_sizes(json: &[u8]) -> serde_json::Result<()> {
 pub(super) fn check_growth(json: &[u8]) -> tokenizers::Result<usize> {
     let parts: Parts = serde_json::from_slice(json)?;
     if let Some(Model { max_input_chars_per_word: Some(found) }) = &parts.model
-        && !found.as_u64().is_some_and(|found| found <= MAX_WORD)
+        && found.as_u64().is_none_or(|found| found > MAX_WORD)
     {
         return Err(Fault::Word { found: found.to_string().chars().take(20).collect() }.into());
     }
@@ -288,6 +290,7 @@ impl<'de> Visitor<'de> for Sizes<'_> {
             match key.as_str() {
                 CHARSMAP => inner.max_text = MAX_CHARSMAP,
                 "model" | "added_tokens" if self.depth == 0 => inner.values = None,
+                "Regex" => self.values.into_iter().for_each(|n| n.set(n.get() + PATTERN)),
                 _ => {}
             }
             members.next_value_seed(inner)?;
@@ -346,6 +349,12 @@ mod tests {
         let many = |key: &str| format!("{{\"{key}\": [{}0]}}", "0,".repeat(MAX_VALUES));
         assert!(check_sizes(many("model").as_bytes()).is_ok());
         assert!(check_sizes(many("normalizer").as_bytes()).is_err());
+        let patterns = |n: usize| {
+            let pattern = r#"{"pattern": {"Regex": "a"}}"#;
+            format!(r#"{{"pre_tokenizer": [{}]}}"#, vec![pattern; n].join(","))
+        };
+        assert!(check_sizes(patterns(20).as_bytes()).is_ok());
+        assert!(check_sizes(patterns(100).as_bytes()).is_err());
         let deep = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
         assert!(check_sizes(deep(MAX_DEPTH).as_bytes()).is_ok());
         assert!(check_sizes(deep(MAX_DEPTH + 2).as_bytes()).is_err());
