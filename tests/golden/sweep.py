@@ -126,7 +126,10 @@ def configuration(draw, family):
         config["attn_logit_softcapping"] = draw.choice([None, 3.0, 50.0])
     if family == "gemma3_text":
         local = {"rope_type": "default", "rope_theta": draw.choice([100.0, 10000.0])}
-        config["rope_parameters"] = {"full_attention": rope(draw), "sliding_attention": local}
+        full = rope(draw)
+        # transformers looks for it beside the kinds of layers, where it never is.
+        full.pop("truncate", None)
+        config["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
     if family == "smollm3":
         config["no_rope_layers"] = [draw.choice([0, 1]) for _ in range(layers)]
         if often(0.5):

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use crate::human::{brief, first};
+
 pub use runner::Fault;
 
 /// Shorthand for this crate's results.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a command could not be carried out, or not to its end.
 ///
@@ -48,8 +50,9 @@ pub enum Error {
     },
     /// A line that is not a prompt.
     #[error(
-        "{}, line {line}: {source}; expected an object such as {{\"text\": \"…\", \"id\": \"…\"}}, the id optional, or one with `messages`",
-        path.display()
+        "{}, line {line}: {}; expected an object such as {{\"text\": \"…\", \"id\": \"…\"}}, the id optional, or one with `messages`",
+        path.display(),
+        brief(source)
     )]
     PromptLine {
         /// The file.
@@ -58,6 +61,18 @@ pub enum Error {
         line: usize,
         /// What is wrong with it.
         source: serde_json::Error,
+    },
+    /// A line longer than any prompt.
+    #[error("{}, line {line} has {bytes} bytes, more than the {limit} that are taken", path.display())]
+    LineBytes {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// Its size in bytes.
+        bytes: usize,
+        /// The largest size in bytes.
+        limit: usize,
     },
     /// A line with neither or both of what a prompt can be.
     #[error(
@@ -122,8 +137,9 @@ pub enum Error {
     },
     /// A file of token ids that is not one.
     #[error(
-        "{}: {source}; expected a JSON list of token ids, or a list of such lists",
-        path.display()
+        "{}: {}; expected a JSON list of token ids, or a list of such lists",
+        path.display(),
+        brief(source)
     )]
     TokenIds {
         /// The file.
@@ -132,7 +148,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A Parquet file that cannot be read.
-    #[error("{} cannot be read as Parquet: {source}", path.display())]
+    #[error("{} cannot be read as Parquet: {}", path.display(), brief(source))]
     PromptParquet {
         /// The file.
         path: PathBuf,
@@ -143,7 +159,7 @@ pub enum Error {
     #[error(
         "{} needs a column `text` of strings without nulls, and may have a column `id` of strings or integers; it has {}",
         path.display(),
-        found.join(", ")
+        first(found)
     )]
     PromptColumn {
         /// The file.
@@ -165,6 +181,14 @@ pub enum Error {
     EmptyPrompt {
         /// Its id.
         id: String,
+    },
+    /// An id too long to name rows and tensors by.
+    #[error("a prompt's id has {bytes} bytes, more than the {limit} that are taken; shorten it")]
+    PromptId {
+        /// Its size in bytes.
+        bytes: usize,
+        /// The largest size in bytes.
+        limit: usize,
     },
     /// An id that stands twice.
     #[error("two prompts have the id `{id}`; ids must differ")]

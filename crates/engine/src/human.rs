@@ -22,6 +22,29 @@ pub fn count(n: u64, what: &str) -> String {
     format!("{n} {what}{plural}")
 }
 
+/// Text that may repeat a file's content, cut in the middle to what a terminal can show.
+pub(crate) fn brief(text: &dyn std::fmt::Display) -> String {
+    const HEAD: usize = 300;
+    const TAIL: usize = 100;
+    let text = text.to_string();
+    if text.len() <= HEAD + TAIL {
+        return text;
+    }
+    let (head, tail) = (text.floor_char_boundary(HEAD), text.ceil_char_boundary(text.len() - TAIL));
+    format!("{} … {}", &text[..head], &text[tail..])
+}
+
+/// The first of some texts, each as far as a terminal can show it.
+pub(crate) fn first(texts: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let shown = texts.iter().take(SHOWN).map(|text| text.chars().take(60).collect::<String>());
+    let mut shown: Vec<String> = shown.collect();
+    if texts.len() > SHOWN {
+        shown.push(format!("{} more", texts.len() - SHOWN));
+    }
+    shown.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -14,7 +14,7 @@ pub mod human;
 mod job;
 mod models;
 mod progress;
-mod prompts;
+pub mod prompts;
 mod recorders;
 mod run;
 mod show;

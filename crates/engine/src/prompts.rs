@@ -4,19 +4,17 @@
 //! the prompts from 0. Everything is read and checked before a model is loaded,
 //! so that a mistake in the last line costs no work.
 
+mod parquet;
+
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use arrow_array::cast::AsArray;
-use arrow_array::{Array, ArrayRef, StringArray};
-use arrow_schema::DataType;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use runner::Message;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::{Error, Result};
@@ -63,6 +61,10 @@ pub enum PromptSource {
 pub const MAX_PROMPTS: usize = 10_000_000;
 /// Longest prompt text, in bytes.
 pub const MAX_TEXT_BYTES: usize = 4 << 20;
+/// Longest line of a `.jsonl` file, in bytes. Read, a line may take many times its size.
+const MAX_LINE_BYTES: usize = 32 << 20;
+/// Longest prompt id, in bytes.
+pub const MAX_ID_BYTES: usize = 256;
 /// Largest prompt file that is read as a whole, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 30;
 
@@ -76,14 +78,14 @@ const MAX_FILE_BYTES: u64 = 4 << 30;
 pub fn read(source: &PromptSource) -> Result<Vec<Prompt>> {
     let prompts = match source {
         PromptSource::Given(prompts) => prompts.clone(),
-        PromptSource::Texts(texts) => number(texts.iter().cloned().map(Content::Text)),
+        PromptSource::Texts(texts) => number(texts.iter().cloned().map(Content::Text))?,
         PromptSource::File(path) => read_file(path)?,
         PromptSource::Stdin => {
             let text = read_text(std::io::stdin().lock(), Path::new("standard input"))?;
             if is_json_lines(&text) {
                 read_json_lines(&text, Path::new("standard input"))?
             } else {
-                read_lines(&text)
+                read_lines(&text)?
             }
         }
         PromptSource::TokenIds(path) => read_token_ids(path)?,
@@ -94,15 +96,27 @@ pub fn read(source: &PromptSource) -> Result<Vec<Prompt>> {
 fn read_file(path: &Path) -> Result<Vec<Prompt>> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
     match extension.as_str() {
-        "txt" => Ok(read_lines(&open_text(path)?)),
+        "txt" => read_lines(&open_text(path)?),
         "jsonl" | "ndjson" => read_json_lines(&open_text(path)?, path),
-        "parquet" => read_parquet(path),
+        "parquet" => parquet::read(open(path)?, path),
         _ => Err(Error::PromptFormat { path: path.to_owned() }),
     }
 }
 
-fn number(contents: impl Iterator<Item = Content>) -> Vec<Prompt> {
-    contents.enumerate().map(|(i, content)| Prompt { id: i.to_string(), content }).collect()
+fn number(contents: impl Iterator<Item = Content>) -> Result<Vec<Prompt>> {
+    bounded(contents.enumerate().map(|(i, content)| Ok(Prompt { id: i.to_string(), content })))
+}
+
+/// As many prompts as a run takes, or an error before memory is taken for more.
+fn bounded(prompts: impl Iterator<Item = Result<Prompt>>) -> Result<Vec<Prompt>> {
+    let mut taken = Vec::new();
+    for prompt in prompts {
+        if taken.len() == MAX_PROMPTS {
+            return Err(Error::TooManyPrompts { limit: MAX_PROMPTS });
+        }
+        taken.push(prompt?);
+    }
+    Ok(taken)
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -127,16 +141,19 @@ fn read_text(mut reader: impl BufRead, path: &Path) -> Result<String> {
         let (bytes, limit) = (bytes.len() as u64, MAX_FILE_BYTES);
         return Err(Error::PromptFileSize { path: path.to_owned(), bytes, limit });
     }
-    let text = String::from_utf8(bytes).map_err(|error| Error::Utf8 {
+    let mut text = String::from_utf8(bytes).map_err(|error| Error::Utf8 {
         path: path.to_owned(),
         offset: error.utf8_error().valid_up_to(),
     })?;
     // A byte-order mark is an editor's, not the prompt's.
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
 }
 
 /// One prompt per line; blank lines separate and are skipped.
-fn read_lines(text: &str) -> Vec<Prompt> {
+fn read_lines(text: &str) -> Result<Vec<Prompt>> {
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     number(lines.map(|line| Content::Text(line.to_owned())))
 }
@@ -188,127 +205,148 @@ impl LineMessage {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "an id must be a string or an integer")]
-enum Id {
-    Text(String),
-    Number(i64),
-    Unsigned(u64),
-}
+/// An id, a text or an integer. Read without keeping what it might be instead.
+struct Id(String);
 
-impl From<Id> for String {
-    fn from(id: Id) -> Self {
-        match id {
-            Id::Text(text) => text,
-            Id::Number(number) => number.to_string(),
-            Id::Unsigned(number) => number.to_string(),
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrInteger;
+        impl Visitor<'_> for TextOrInteger {
+            type Value = Id;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an integer as id")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Id, E> {
+                Ok(Id(text.to_owned()))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Id, E> {
+                Ok(Id(number.to_string()))
+            }
         }
+        deserializer.deserialize_any(TextOrInteger)
     }
 }
 
 fn read_json_lines(text: &str, path: &Path) -> Result<Vec<Prompt>> {
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-        .enumerate()
-        .map(|(index, (number, line))| {
-            let (path, number) = (path.to_owned(), number + 1);
-            let line: Line = match serde_json::from_str(line) {
-                Ok(line) => line,
-                Err(source) => return Err(Error::PromptLine { path, line: number, source }),
-            };
-            let fields = |found| Error::PromptFields { path: path.clone(), line: number, found };
-            let content = match (line.text, line.messages) {
-                (Some(text), None) => Content::Text(text),
-                (None, Some(messages)) => {
-                    let each = messages.into_iter().enumerate().map(|(index, message)| {
-                        let (path, line, message) = (path.clone(), number, message.read());
-                        message.map_err(|found| Error::Message {
-                            path,
-                            line,
-                            message: index + 1,
-                            found,
-                        })
-                    });
-                    Content::Messages(each.collect::<Result<_>>()?)
-                }
-                (None, None) => return Err(fields("there is neither")),
-                (Some(_), Some(_)) => return Err(fields("there are both")),
-            };
-            Ok(Prompt { id: line.id.map_or_else(|| index.to_string(), String::from), content })
-        })
-        .collect()
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let prompts = lines.enumerate().map(|(index, (number, line))| {
+        let (path, number) = (path.to_owned(), number + 1);
+        if line.len() > MAX_LINE_BYTES {
+            let (bytes, limit) = (line.len(), MAX_LINE_BYTES);
+            return Err(Error::LineBytes { path, line: number, bytes, limit });
+        }
+        let line: Line = match serde_json::from_str(line) {
+            Ok(line) => line,
+            Err(source) => return Err(Error::PromptLine { path, line: number, source }),
+        };
+        let fields = |found| Error::PromptFields { path: path.clone(), line: number, found };
+        let content = match (line.text, line.messages) {
+            (Some(text), None) => Content::Text(text),
+            (None, Some(messages)) => {
+                let each = messages.into_iter().enumerate().map(|(index, message)| {
+                    let (path, line, message) = (path.clone(), number, message.read());
+                    message.map_err(|found| Error::Message {
+                        path,
+                        line,
+                        message: index + 1,
+                        found,
+                    })
+                });
+                Content::Messages(each.collect::<Result<_>>()?)
+            }
+            (None, None) => return Err(fields("there is neither")),
+            (Some(_), Some(_)) => return Err(fields("there are both")),
+        };
+        Ok(Prompt { id: line.id.map_or_else(|| index.to_string(), |Id(id)| id), content })
+    });
+    bounded(prompts)
 }
 
 fn read_token_ids(path: &Path) -> Result<Vec<Prompt>> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "some element is no token id, or lists and ids are mixed")]
-    enum Ids {
-        One(Vec<u32>),
-        Several(Vec<Vec<u32>>),
-    }
-    let ids = serde_json::from_str(&open_text(path)?)
+    let TokenLists(lists) = serde_json::from_str(&open_text(path)?)
         .map_err(|source| Error::TokenIds { path: path.to_owned(), source })?;
-    let lists = match ids {
-        Ids::One(list) => vec![list],
-        Ids::Several(lists) => lists,
-    };
-    Ok(number(lists.into_iter().map(Content::Tokens)))
+    number(lists.into_iter().map(Content::Tokens))
 }
 
-fn read_parquet(path: &Path) -> Result<Vec<Prompt>> {
-    let broken = |source| Error::PromptParquet { path: path.to_owned(), source };
-    let builder = ParquetRecordBatchReaderBuilder::try_new(open(path)?).map_err(broken)?;
-    let fields = builder.schema().fields().iter();
-    let found: Vec<String> =
-        fields.clone().map(|f| format!("{} ({})", f.name(), f.data_type())).collect();
-    let names: Vec<String> = fields.map(|field| field.name().clone()).collect();
-    let column_missing = || Error::PromptColumn { path: path.to_owned(), found: found.clone() };
-    if !names.iter().any(|name| name == "text") {
-        return Err(column_missing());
-    }
-    let wanted = names.iter().enumerate().filter(|(_, n)| *n == "text" || *n == "id");
-    let mask = ProjectionMask::roots(builder.parquet_schema(), wanted.map(|(i, _)| i));
-    let reader = builder.with_projection(mask).with_batch_size(1024).build().map_err(broken)?;
-    let mut prompts = Vec::new();
-    for batch in reader {
-        let batch = batch.map_err(|source| broken(source.into()))?;
-        let text = batch.column_by_name("text").ok_or_else(column_missing)?;
-        let text = strings(text, false).ok_or_else(column_missing)?;
-        let ids = batch.column_by_name("id").map(|ids| strings(ids, true));
-        for row in 0..batch.num_rows() {
-            let id = match &ids {
-                Some(ids) => {
-                    ids.as_ref().and_then(|ids| at(ids, row)).ok_or_else(column_missing)?
+/// One list of token ids, or several.
+struct TokenLists(Vec<Vec<u32>>);
+
+impl<'de> Deserialize<'de> for TokenLists {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Lists;
+        impl<'de> Visitor<'de> for Lists {
+            type Value = TokenLists;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<TokenLists, A::Error> {
+                let (mut ids, mut lists) = (Vec::new(), Vec::new());
+                while let Some(item) = items.next_element()? {
+                    match item {
+                        IdOrIds::Id(id) => ids.push(id),
+                        IdOrIds::Ids(list) => lists.push(list),
+                    }
+                    if !ids.is_empty() && !lists.is_empty() {
+                        return Err(A::Error::custom("lists and ids are mixed"));
+                    }
+                    if lists.len() > MAX_PROMPTS {
+                        return Err(A::Error::custom(format_args!(
+                            "there are more than {MAX_PROMPTS} lists"
+                        )));
+                    }
                 }
-                None => prompts.len().to_string(),
-            };
-            let text = at(&text, row).ok_or_else(column_missing)?;
-            prompts.push(Prompt { id, content: Content::Text(text) });
-            if prompts.len() > MAX_PROMPTS {
-                return Err(Error::TooManyPrompts { limit: MAX_PROMPTS });
+                // No id and no list at all is one list without ids.
+                if lists.is_empty() {
+                    lists.push(ids);
+                }
+                Ok(TokenLists(lists))
             }
         }
+        deserializer.deserialize_seq(Lists)
     }
-    Ok(prompts)
 }
 
-/// A column of strings of any kind, or of integers where they may be ids, as
-/// strings; `None` for other columns.
-fn strings(column: &ArrayRef, or_integers: bool) -> Option<StringArray> {
-    let kind = match column.data_type() {
-        DataType::Dictionary(_, values) => values.as_ref(),
-        kind => kind,
-    };
-    let text = matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
-    if !(text || or_integers && kind.is_integer()) {
-        return None;
-    }
-    arrow_cast::cast(column, &DataType::Utf8).ok()?.as_string_opt::<i32>().cloned()
+/// An element of such a list. Read without keeping what it might be instead.
+enum IdOrIds {
+    Id(u32),
+    Ids(Vec<u32>),
 }
 
-fn at(strings: &StringArray, row: usize) -> Option<String> {
-    strings.is_valid(row).then(|| strings.value(row).to_owned())
+impl<'de> Deserialize<'de> for IdOrIds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = IdOrIds;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a token id or a list of token ids")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<IdOrIds, E> {
+                u32::try_from(id)
+                    .map(IdOrIds::Id)
+                    .map_err(|_| E::custom(format_args!("{id} is no token id")))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<IdOrIds, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(id) = items.next_element()? {
+                    ids.push(id);
+                }
+                Ok(IdOrIds::Ids(ids))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 fn check(prompts: Vec<Prompt>) -> Result<Vec<Prompt>> {
@@ -320,6 +358,9 @@ fn check(prompts: Vec<Prompt>) -> Result<Vec<Prompt>> {
     }
     let mut seen = HashSet::new();
     for prompt in &prompts {
+        if prompt.id.len() > MAX_ID_BYTES {
+            return Err(Error::PromptId { bytes: prompt.id.len(), limit: MAX_ID_BYTES });
+        }
         if !seen.insert(prompt.id.as_str()) {
             return Err(Error::DuplicatePrompt { id: prompt.id.clone() });
         }
@@ -347,8 +388,8 @@ mod tests {
     use std::io::Write;
     use std::sync::Arc;
 
-    use arrow_array::{Int64Array, RecordBatch};
-    use parquet::arrow::ArrowWriter;
+    use ::parquet::arrow::ArrowWriter;
+    use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 
     use super::*;
 

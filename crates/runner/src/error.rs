@@ -1,5 +1,6 @@
 //! What can go wrong between a model's name and its logits.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use crate::hub::HubFault;
@@ -7,6 +8,18 @@ use crate::refusal::Refusal;
 
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Text that may repeat a file's content, cut in the middle to what a terminal can show.
+fn brief(text: &dyn Display) -> String {
+    const HEAD: usize = 300;
+    const TAIL: usize = 100;
+    let text = text.to_string();
+    if text.len() <= HEAD + TAIL {
+        return text;
+    }
+    let (head, tail) = (text.floor_char_boundary(HEAD), text.ceil_char_boundary(text.len() - TAIL));
+    format!("{} … {}", &text[..head], &text[tail..])
+}
 
 /// Whose fault an [`Error`] is; a program's exit code follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +87,7 @@ pub enum Error {
         limit: u64,
     },
     /// A file is not JSON, or its JSON has another structure.
-    #[error("{} is not the JSON that it should be: {source}", path.display())]
+    #[error("{} is not the JSON that it should be: {}", path.display(), brief(source))]
     Json {
         /// The file.
         path: PathBuf,
@@ -128,7 +141,7 @@ pub enum Error {
         fault: GgufFault,
     },
     /// The index of a sharded checkpoint points to something that is not there.
-    #[error("{}: tensor `{tensor}` should be in `{shard}`: {problem}", path.display())]
+    #[error("{}: tensor `{}` should be in `{}`: {problem}", path.display(), brief(tensor), brief(shard))]
     Shard {
         /// The index file.
         path: PathBuf,
@@ -184,7 +197,7 @@ pub enum Error {
         value: f32,
     },
     /// The tokenizer's file cannot be used.
-    #[error("{}: the tokenizer cannot be built: {source}", path.display())]
+    #[error("{}: the tokenizer cannot be built: {}", path.display(), brief(source))]
     Tokenizer {
         /// The file.
         path: PathBuf,
@@ -192,10 +205,20 @@ pub enum Error {
         source: tokenizers::Error,
     },
     /// A text could not be tokenized.
-    #[error("the text cannot be tokenized: {source}")]
+    #[error("the text cannot be tokenized: {}", brief(source))]
     Encode {
         /// The tokenizer library's answer.
         source: tokenizers::Error,
+    },
+    /// A text that the tokenizer could turn into far more text.
+    #[error(
+        "normalizing could make {bytes} bytes of the text, more than the {limit} that are taken; shorten it"
+    )]
+    Normalized {
+        /// The most bytes that it could become.
+        bytes: usize,
+        /// The largest size in bytes.
+        limit: usize,
     },
     /// The model has no chat template that could be taken.
     #[error(
@@ -383,6 +406,7 @@ impl Error {
             | Self::CachePosition { .. }
             | Self::FrequencySwitch { .. }
             | Self::CacheRows { .. }
+            | Self::Normalized { .. }
             | Self::Encode { .. }
             | Self::ChatRefused { .. }
             | Self::ChatDate { .. }
@@ -425,7 +449,7 @@ pub enum SafetensorsFault {
         available: usize,
     },
     /// The header is not JSON of the right structure.
-    #[error("the header cannot be read: {reason}")]
+    #[error("the header cannot be read: {}", brief(reason))]
     Header {
         /// The parser's answer.
         reason: String,
@@ -435,6 +459,24 @@ pub enum SafetensorsFault {
     Duplicate {
         /// The tensor.
         tensor: String,
+    },
+    /// A name longer than any real one.
+    #[error("a tensor's name has {bytes} bytes, more than the {limit} that are accepted")]
+    LongName {
+        /// Its length in bytes.
+        bytes: usize,
+        /// Accepted length in bytes.
+        limit: usize,
+    },
+    /// More dimensions than any real tensor has.
+    #[error("tensor `{tensor}` has {found} dimensions, more than the {limit} that are accepted")]
+    Rank {
+        /// The tensor.
+        tensor: String,
+        /// Its dimensions.
+        found: usize,
+        /// Accepted dimensions.
+        limit: usize,
     },
     /// A tensor ends before it begins, or beyond the file.
     #[error(
@@ -506,6 +548,16 @@ pub enum GgufFault {
         /// Size of the file in bytes.
         bytes: usize,
     },
+    /// A key or name longer than any real one.
+    #[error("{what} has {bytes} bytes, more than the {limit} that are accepted")]
+    LongName {
+        /// What was being read.
+        what: String,
+        /// Its length in bytes.
+        bytes: usize,
+        /// Accepted length in bytes.
+        limit: usize,
+    },
     /// Text that is not UTF-8.
     #[error("{what} is not UTF-8")]
     Utf8 {
@@ -513,9 +565,9 @@ pub enum GgufFault {
         what: String,
     },
     /// A name stands twice.
-    #[error("`{name}` stands twice in the header")]
+    #[error("`{}` stands twice in the header", brief(name))]
     Duplicate {
-        /// Key or tensor.
+        /// Key, tensor or token.
         name: String,
     },
     /// A metadata value of an unknown or nested type.

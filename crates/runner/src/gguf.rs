@@ -16,6 +16,8 @@ use crate::{Error, Result};
 
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 16;
+/// Longest accepted key or tensor name, in bytes.
+const MAX_NAME: usize = 1024;
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -378,7 +380,7 @@ impl Opened {
         let n_entries = cursor.count("the metadata count", 13)?;
         let (mut metadata, mut tensors) = (BTreeMap::new(), BTreeMap::new());
         for _ in 0..n_entries {
-            let key = cursor.string("a metadata key")?.to_owned();
+            let key = cursor.name("a metadata key")?.to_owned();
             let value = cursor.value(&key)?;
             if metadata.insert(key.clone(), value).is_some() {
                 return Err(Fault::Duplicate { name: key });
@@ -522,6 +524,16 @@ impl<'a> Cursor<'a> {
             .map_err(|_| Fault::Utf8 { what: what.to_owned() })
     }
 
+    /// A string that messages may repeat.
+    fn name(&mut self, what: &str) -> Result<&'a str, Fault> {
+        let name = self.string(what)?;
+        if name.len() > MAX_NAME {
+            let (what, bytes) = (what.to_owned(), name.len());
+            return Err(Fault::LongName { what, bytes, limit: MAX_NAME });
+        }
+        Ok(name)
+    }
+
     fn scalar(&mut self, kind: u32, key: &str) -> Result<Value, Fault> {
         use value_type::*;
         Ok(match kind {
@@ -571,7 +583,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn tensor(&mut self) -> Result<Described, Fault> {
-        let name = self.string("a tensor's name")?.to_owned();
+        let name = self.name("a tensor's name")?.to_owned();
         let rank = self.u32(&name)?;
         if rank > 4 {
             return Err(Fault::Dimensions { tensor: name, dims: vec![] });

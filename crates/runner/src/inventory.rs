@@ -119,11 +119,13 @@ impl Inventory {
         bytes: usize,
         encoding: Option<&'static Encoding>,
     ) {
-        let parameters = shape.iter().map(|&size| size as u64).product::<u64>();
-        self.parameters += parameters;
+        // A type of unknown size may claim any shape.
+        let elements = shape.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64));
+        let parameters = elements.unwrap_or(u64::MAX);
+        self.parameters = self.parameters.saturating_add(parameters);
         self.bytes += bytes as u64;
         if let Some(encoding) = encoding {
-            self.quantized_parameters += parameters;
+            self.quantized_parameters = self.quantized_parameters.saturating_add(parameters);
             self.quantized_bytes += bytes as u64;
             self.packed_bytes = self.packed_bytes.saturating_add(encoding.packed_bytes(parameters));
         }

@@ -12,8 +12,10 @@ use crate::hub::{self, HubEvent, HubId, HubOptions, Origin};
 use crate::weights::Bytes;
 use crate::{Error, Result};
 
-/// `config.json`, `tokenizer.json` and index files larger than this are refused.
-pub(crate) const MAX_JSON_BYTES: u64 = 512 << 20;
+/// Largest JSON file that is read, in bytes. Read, a file takes many times its size.
+pub(crate) const MAX_JSON_BYTES: u64 = 128 << 20;
+/// Largest `config.json` that is read, in bytes.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// A model that is part of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,15 +193,17 @@ impl Source {
     pub(crate) fn open_json(&self, name: &str) -> Result<Option<Bytes>> {
         let bytes = self.open(name)?;
         if let Some(bytes) = &bytes {
-            check_size(&self.file_path(name), bytes.len() as u64)?;
+            let config = name == "config.json";
+            let limit = if config { MAX_CONFIG_BYTES } else { MAX_JSON_BYTES };
+            check_size(&self.file_path(name), bytes.len() as u64, limit)?;
         }
         Ok(bytes)
     }
 }
 
-fn check_size(path: &Path, bytes: u64) -> Result<()> {
-    if bytes > MAX_JSON_BYTES {
-        return Err(Error::FileTooLarge { path: path.to_owned(), bytes, limit: MAX_JSON_BYTES });
+fn check_size(path: &Path, bytes: u64, limit: u64) -> Result<()> {
+    if bytes > limit {
+        return Err(Error::FileTooLarge { path: path.to_owned(), bytes, limit });
     }
     Ok(())
 }

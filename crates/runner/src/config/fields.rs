@@ -15,6 +15,9 @@ use crate::{Error, Result};
 pub(crate) mod bound {
     /// Widths of the residual stream, heads and MLPs.
     pub(crate) const WIDTH: usize = 1 << 20;
+    /// Rotated elements of a head. Tables of their angles are made for hundreds of positions
+    /// at once, so that they take far more memory than the weights that imply them.
+    pub(crate) const ROTATED: usize = 1 << 14;
     /// Layers, heads, experts.
     pub(crate) const COUNT: usize = 1 << 14;
     /// Vocabulary entries.

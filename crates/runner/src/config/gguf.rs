@@ -107,6 +107,10 @@ impl Rope {
             };
             return Err(file.wrong("rope.dimension_count", dims, expected));
         }
+        if dims > bound::ROTATED {
+            let expected = format!("at most {} elements", bound::ROTATED);
+            return Err(file.wrong("rope.dimension_count", dims, expected));
+        }
         Ok(Self {
             theta: file.positive_or("rope.freq_base", defaults.theta)?,
             dims,

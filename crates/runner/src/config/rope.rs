@@ -195,6 +195,10 @@ impl Rope {
                 format!("a share of head_dim, {}, that holds rotary pairs", sizes.head_dim);
             return Err(fields.wrong("partial_rotary_factor", &found, expected));
         }
+        if dims > bound::ROTATED {
+            let expected = format!("at most {} rotated elements", bound::ROTATED);
+            return Err(fields.wrong("head_dim", &Value::from(sizes.head_dim), expected));
+        }
         let scaling = match &inner {
             Some(inner) => RopeScaling::read(fields, inner, defaults, sizes, dims)?,
             None => RopeScaling::None,

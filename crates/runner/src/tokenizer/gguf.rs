@@ -20,6 +20,7 @@ use tokenizers::normalizers::{NormalizerWrapper, Prepend, Sequence};
 use tokenizers::{AddedToken, Tokenizer as Library};
 
 use super::kinds::{Bos, Kind, NAMES, Whole};
+use super::limits;
 use super::pieces::{Pieces, Role};
 use super::{Inner, PieceTokenizer, Tokenizer};
 use crate::config::fields::bound;
@@ -77,6 +78,7 @@ fn byte_level(gguf: &Gguf) -> Result<Tokenizer> {
     Ok(Tokenizer {
         bos: around(gguf, "bos", kind.bos == Bos::Yes, None, tokens.len())?,
         eos: around(gguf, "eos", false, None, tokens.len())?,
+        growth: limits::UNICODE,
         inner: Inner::Library(Box::new(inner)),
     })
 }
@@ -125,6 +127,7 @@ fn sentence_pieces(gguf: &Gguf) -> Result<Tokenizer> {
     Ok(Tokenizer {
         bos: around(gguf, "bos", true, Some(1), tokens.len())?,
         eos: around(gguf, "eos", false, Some(2), tokens.len())?,
+        growth: limits::SPACES,
         inner: Inner::Pieces(Box::new(inner)),
     })
 }

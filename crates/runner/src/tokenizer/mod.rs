@@ -9,6 +9,7 @@
 mod definition;
 mod gguf;
 mod kinds;
+mod limits;
 mod pieces;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +22,10 @@ use tokenizers::{
 use crate::gguf::Gguf;
 use crate::source::Source;
 use crate::{Error, Result};
+
+/// The most bytes that a text may have when it is normalized. Each takes about 20 bytes
+/// of memory, with its place in the text.
+const MAX_NORMALIZED: usize = 256 << 20;
 
 /// Whether the tokens that the model expects around a text are added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,6 +91,8 @@ macro_rules! either {
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: Inner,
+    /// The most bytes that normalizing makes of one byte of text.
+    growth: usize,
     /// Added before the text beside what `inner` itself adds.
     bos: Option<u32>,
     /// Added behind the text beside what `inner` itself adds.
@@ -113,8 +120,9 @@ impl Tokenizer {
 
     fn from_json(path: PathBuf, json: &[u8]) -> Result<Self> {
         // The library panics on some files that are not even JSON.
-        serde_json::from_slice::<serde::de::IgnoredAny>(json)
-            .map_err(|source| Error::Json { path: path.clone(), source })?;
+        limits::check_sizes(json).map_err(|source| Error::Json { path: path.clone(), source })?;
+        let growth = limits::check_growth(json)
+            .map_err(|source| Error::Tokenizer { path: path.clone(), source })?;
         let inner = guarded(|| {
             definition::check(json)?;
             let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
@@ -123,7 +131,7 @@ impl Tokenizer {
             Ok(inner)
         })
         .map_err(|source| Error::Tokenizer { path, source })?;
-        Ok(Self { inner: Inner::Library(Box::new(inner)), bos: None, eos: None })
+        Ok(Self { inner: Inner::Library(Box::new(inner)), growth, bos: None, eos: None })
     }
 
     /// Chooses what special tokens written in a text are, for every text from here on.
@@ -136,8 +144,13 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] if the vocabulary cannot express the text.
+    /// [`Error::Encode`] if the vocabulary cannot express the text,
+    /// [`Error::Normalized`] if normalizing could make too much of it.
     pub fn encode(&self, text: &str, special: Special) -> Result<Encoding> {
+        let bytes = text.len().saturating_mul(self.growth);
+        if bytes > MAX_NORMALIZED {
+            return Err(Error::Normalized { bytes, limit: MAX_NORMALIZED });
+        }
         let add = special == Special::Add;
         let encode = || either!(&self.inner, inner => inner.encode_char_offsets(text, add));
         let encoded = guarded(encode).map_err(|source| Error::Encode { source })?;

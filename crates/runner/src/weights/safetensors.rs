@@ -16,6 +16,12 @@ use crate::error::SafetensorsFault as Fault;
 
 /// Longest accepted header in bytes; the format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
+/// Longest accepted name of a tensor, in bytes.
+const MAX_NAME: usize = 1024;
+/// Most accepted dimensions of a tensor.
+const MAX_RANK: usize = 8;
+/// Longest part of a type's name that is kept, in characters.
+const DTYPE_SHOWN: usize = 32;
 
 /// One tensor of a file.
 #[derive(Clone, Debug)]
@@ -106,7 +112,15 @@ impl File {
 }
 
 /// Turns a claim about a tensor into a range that is known to be in the file.
-fn check(name: &str, raw: RawEntry, data: usize, available: usize) -> Result<Entry, Fault> {
+fn check(name: &str, mut raw: RawEntry, data: usize, available: usize) -> Result<Entry, Fault> {
+    if name.len() > MAX_NAME {
+        return Err(Fault::LongName { bytes: name.len(), limit: MAX_NAME });
+    }
+    if raw.shape.len() > MAX_RANK {
+        let (found, limit) = (raw.shape.len(), MAX_RANK);
+        return Err(Fault::Rank { tensor: name.to_owned(), found, limit });
+    }
+    raw.dtype = raw.dtype.chars().take(DTYPE_SHOWN).collect();
     let (start, end) = raw.data_offsets;
     let range = usize::try_from(start)
         .ok()
