@@ -542,6 +542,11 @@ fn gguf_metadata_that_is_missing_or_wrong() {
         ("llama.block_count", Value::U32(0)),
         ("llama.block_count", Value::U32(u32::MAX)),
         ("llama.attention.head_count_kv", Value::U32(3)),
+        // One layer: the list must hold one size that can be meant.
+        ("llama.attention.head_count_kv", Value::I32s(vec![1, 1])),
+        ("llama.attention.head_count_kv", Value::I32s(vec![])),
+        ("llama.attention.head_count_kv", Value::I32s(vec![-1])),
+        ("llama.feed_forward_length", Value::F32s(vec![64.0])),
         ("llama.attention.key_length", Value::U32(3)),
         ("llama.rope.dimension_count", Value::U32(8)),
         ("llama.rope.freq_base", Value::F32(f32::NAN)),
