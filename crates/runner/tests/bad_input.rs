@@ -283,6 +283,19 @@ fn rotary_settings_are_checked() {
         "rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
     });
     assert!(refuse("rope_scaling", llama3).to_string().contains("high_freq_factor"));
+    // What divides by ln 1.
+    let yarn = json!({
+        "rope_type": "yarn", "rope_theta": 1, "factor": 4,
+        "original_max_position_embeddings": 8192,
+    });
+    let long = json!({
+        "rope_type": "longrope", "factor": 4, "short_factor": [1, 2], "long_factor": [1, 2],
+        "original_max_position_embeddings": 1,
+    });
+    for value in [yarn, long] {
+        let error = refuse("rope_parameters", value);
+        assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("rotary")));
+    }
 }
 
 #[test]

@@ -65,8 +65,8 @@ impl<'a> GgufFields<'a> {
         let size = size.and_then(|size| usize::try_from(size).ok());
         size.filter(|size| (1..=max).contains(size)).ok_or_else(|| {
             let found = match first {
-                Some(_) => "sizes that differ or are out of range".to_owned(),
-                None => format!("{} of them", sizes.len()),
+                Some(_) => "an array of sizes that differ or are out of range".to_owned(),
+                None => format!("an array of {}", sizes.len()),
             };
             let expected =
                 format!("a number from 1 to {max}, or the same for each of {n_layers} layers");
@@ -130,11 +130,8 @@ impl Rope {
             };
             return Err(file.wrong("rope.dimension_count", dims, expected));
         }
-        Ok(Self {
-            theta: file.positive_or("rope.freq_base", defaults.theta)?,
-            dims,
-            scaling: scaling(file, sizes, dims)?,
-        })
+        let theta = file.positive_or("rope.freq_base", defaults.theta)?;
+        Self { theta, dims, scaling: scaling(file, sizes, dims)? }.finite(file.gguf.path())
     }
 }
 
