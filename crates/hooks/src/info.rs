@@ -58,8 +58,9 @@ pub struct ModelInfo {
     /// The layers, first to last.
     pub layers: Vec<LayerInfo>,
     /// Modules of the Hugging Face model whose output is a hook point, with `{l}`
-    /// where the layer's number stands; the order of axes may differ. A module whose output is anything else (a
-    /// projection before its norm, a branch before its multiplier) is not among them.
+    /// where the layer's number stands; the order of axes may differ. A module whose
+    /// output is anything else (a projection before its norm, a branch before its
+    /// multiplier) is not among them.
     pub modules: &'static [(Site, &'static str)],
 }
 

@@ -223,14 +223,16 @@ fn resolve_heads(
     Ok(key_value_heads)
 }
 
-/// Whether the pattern could match the site in some layer of some model: the
-/// layer's number may be any digit of the pattern or any that `*` stands for.
+/// Whether the pattern could match the site in some layer of a model of this family: in
+/// one of this model's, or in one whose number stands in the pattern.
 fn matches_site(pattern: &str, site: Site, info: &ModelInfo) -> bool {
     let n_layers = match site.scope() {
         Scope::Model => 1,
         Scope::Layer => info.n_layers().max(1),
     };
+    let named = pattern.split('.').filter_map(|part| part.parse().ok());
     (0..n_layers)
+        .chain(named)
         .map(|layer| HookPoint::layer(site, layer))
         .any(|point| info.names(point).any(|name| glob(pattern, &name)))
 }
@@ -313,6 +315,8 @@ mod tests {
     fn what_matches_nothing_is_an_error() {
         assert!(matches!(plan_of("blocks.*.attn.hook_patern"), Err(Error::UnknownHook { .. })));
         assert!(matches!(plan_of("blocks.0.mlp.hook_router_*"), Err(Error::NoMatch { .. })));
+        // A layer that a deeper model would have.
+        assert!(matches!(plan_of("blocks.7.mlp.hook_*"), Err(Error::NoMatch { .. })));
         assert!(matches!(plan_of("blocks.0.mlp.hook_router_logits"), Err(Error::Absent { .. })));
         assert!(matches!(plan_of("blocks.2.hook_resid_pre"), Err(Error::OutOfRange { .. })));
         let mut plan = Plan::default();

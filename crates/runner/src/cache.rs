@@ -62,8 +62,9 @@ impl KvCache {
         self.layers.as_ref()?.get(layer)?.as_ref()
     }
 
-    /// Whether these rows continue what the layer holds.
-    pub(crate) fn check(&self, layer: usize, batch: &Batch) -> Result<()> {
+    /// Whether these rows continue what the layer holds. Keys of sequences of up to
+    /// `switch` tokens are rotated by other frequencies than those of longer ones.
+    pub(crate) fn check(&self, layer: usize, batch: &Batch, switch: Option<usize>) -> Result<()> {
         let held = self.lengths(layer);
         let rows = batch.rows();
         if !held.is_empty() && held.len() != rows.len() {
@@ -73,6 +74,13 @@ impl KvCache {
             let cached = held.get(row).copied().unwrap_or(0);
             if info.offset > cached {
                 return Err(Error::CachePosition { row, layer, offset: info.offset, cached });
+            }
+            let length = info.offset + info.tokens.len();
+            if let Some(at) = switch
+                && info.offset > 0
+                && (cached > at) != (length > at)
+            {
+                return Err(Error::FrequencySwitch { row, length, cached, at });
             }
         }
         Ok(())
@@ -188,14 +196,37 @@ mod tests {
             Batch::new((0..n as u64).map(row).collect()).unwrap()
         };
         let mut cache = KvCache::new();
-        assert!(cache.check(0, &batch(0, 2)).is_ok());
-        let error = cache.check(0, &batch(1, 2)).unwrap_err();
+        assert!(cache.check(0, &batch(0, 2), None).is_ok());
+        let error = cache.check(0, &batch(1, 2), None).unwrap_err();
         assert!(matches!(error, Error::CachePosition { offset: 1, cached: 0, .. }));
         let new = rows(&[&[1.], &[2.]]);
         cache.extend(0, new.clone(), new, &[1, 1], &[0, 0]).unwrap();
-        assert!(cache.check(0, &batch(1, 2)).is_ok());
-        let error = cache.check(0, &batch(1, 3)).unwrap_err();
+        assert!(cache.check(0, &batch(1, 2), None).is_ok());
+        let error = cache.check(0, &batch(1, 3), None).unwrap_err();
         assert!(matches!(error, Error::CacheRows { rows: 3, cached: 2 }));
-        assert!(KvCache::off().check(0, &batch(1, 1)).is_err());
+        assert!(KvCache::off().check(0, &batch(1, 1), None).is_err());
+    }
+
+    #[test]
+    fn keys_of_other_frequencies_are_refused_either_way() {
+        let check = |held: usize, offset: usize, n: usize| {
+            let mut cache = KvCache::new();
+            let values = vec![1f32; held];
+            let new = rows(&[&values]);
+            cache.extend(0, new.clone(), new, &[held], &[0]).unwrap();
+            let row = hooks::Row { request: 0, tokens: vec![1; n], offset };
+            cache.check(0, &Batch::new(vec![row]).unwrap(), Some(4))
+        };
+        for (held, offset, n) in [(3, 3, 1), (3, 0, 9), (6, 6, 1), (6, 0, 2), (6, 2, 3)] {
+            assert!(check(held, offset, n).is_ok(), "{held} {offset} {n}");
+        }
+        // Growing beyond the switch, and going back behind it.
+        for (held, offset, n) in [(4, 4, 1), (3, 1, 4), (6, 3, 1), (5, 1, 3)] {
+            let error = check(held, offset, n).unwrap_err();
+            let Error::FrequencySwitch { length, cached, at, .. } = error else {
+                panic!("{error}")
+            };
+            assert_eq!((length, cached, at), (offset + n, held, 4));
+        }
     }
 }

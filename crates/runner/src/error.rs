@@ -348,16 +348,18 @@ pub enum Error {
         /// One past its last layer.
         end: usize,
     },
-    /// A cached row would grow across the length at which the model changes the
-    /// rotary frequencies of every position.
+    /// A row's length and that of its cached keys lie on different sides of the length
+    /// at which the model changes the rotary frequencies of every position.
     #[error(
-        "row {row} would grow to {length} tokens, and beyond {at} this model rotates every position otherwise: the cached keys do not serve; run the whole sequence at once"
+        "row {row} would have {length} tokens and its cached keys are those of {cached}, and beyond {at} this model rotates every position otherwise: the cached keys do not serve; run the whole sequence at once"
     )]
     FrequencySwitch {
         /// Row of the batch.
         row: usize,
         /// Tokens including those already in the cache.
         length: usize,
+        /// Tokens in the cache.
+        cached: usize,
         /// The most tokens with the usual frequencies.
         at: usize,
     },

@@ -202,6 +202,11 @@ impl Gguf {
         self.metadata(key).is_some()
     }
 
+    /// Whether the key's value is an array.
+    pub(crate) fn has_array(&self, key: &str) -> bool {
+        matches!(self.metadata(key), Some(Value::Array { .. }))
+    }
+
     fn fail<T>(&self, fault: Fault) -> Result<T> {
         Err(Error::Gguf { path: self.path.clone(), fault })
     }

@@ -64,8 +64,9 @@ impl<'m> Session<'m> {
     /// Before anything runs: [`Error::TokenId`], [`Error::TooLong`],
     /// [`Error::InputShape`], [`Error::LayerRange`], [`Error::OutsideRange`] if the
     /// plan or an edit names a point that these layers do not pass,
-    /// [`Error::CachePosition`], [`Error::CacheRows`], [`Error::FrequencySwitch`], and [`hooks::Error::Edit`]
-    /// for a kind of edit that is not built. Later: the sink's own errors.
+    /// [`Error::CachePosition`], [`Error::CacheRows`], [`Error::FrequencySwitch`], and
+    /// [`hooks::Error::Edit`] for a kind of edit that is not built. Later: the sink's own
+    /// errors.
     pub fn forward(
         &self,
         batch: &Batch,
@@ -84,7 +85,9 @@ impl<'m> Session<'m> {
         }
         edits.rules().iter().try_for_each(check_kind)?;
         let last = self.last(&layers, cache);
-        layers.clone().take_while(|layer| *layer < last).try_for_each(|l| cache.check(l, batch))?;
+        let switch = self.model.decoder.frequency_switch();
+        let mut run = layers.clone().take_while(|layer| *layer < last);
+        run.try_for_each(|layer| cache.check(layer, batch, switch))?;
 
         sink.begin(batch)?;
         let mut pass = Pass::new(&self.plan, edits, batch, sink);
@@ -134,12 +137,6 @@ impl<'m> Session<'m> {
             let length = tokens.offset.saturating_add(tokens.tokens.len());
             if length > info.n_ctx {
                 return Err(Error::TooLong { row, length, n_ctx: info.n_ctx });
-            }
-            if let Some(at) = self.model.decoder.frequency_switch()
-                && (1..=at).contains(&tokens.offset)
-                && length > at
-            {
-                return Err(Error::FrequencySwitch { row, length, at });
             }
             let unknown = |id: &u32| *id as usize >= info.d_vocab;
             if let Input::Tokens = input

@@ -283,6 +283,19 @@ fn rotary_settings_are_checked() {
         "rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
     });
     assert!(refuse("rope_scaling", llama3).to_string().contains("high_freq_factor"));
+    // What divides by ln 1.
+    let yarn = json!({
+        "rope_type": "yarn", "rope_theta": 1, "factor": 4,
+        "original_max_position_embeddings": 8192,
+    });
+    let long = json!({
+        "rope_type": "longrope", "factor": 4, "short_factor": [1, 2], "long_factor": [1, 2],
+        "original_max_position_embeddings": 1,
+    });
+    for value in [yarn, long] {
+        let error = refuse("rope_parameters", value);
+        assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("rotary")));
+    }
 }
 
 #[test]
@@ -542,6 +555,11 @@ fn gguf_metadata_that_is_missing_or_wrong() {
         ("llama.block_count", Value::U32(0)),
         ("llama.block_count", Value::U32(u32::MAX)),
         ("llama.attention.head_count_kv", Value::U32(3)),
+        // One layer: the list must hold one size that can be meant.
+        ("llama.attention.head_count_kv", Value::I32s(vec![1, 1])),
+        ("llama.attention.head_count_kv", Value::I32s(vec![])),
+        ("llama.attention.head_count_kv", Value::I32s(vec![-1])),
+        ("llama.feed_forward_length", Value::F32s(vec![64.0])),
         ("llama.attention.key_length", Value::U32(3)),
         ("llama.rope.dimension_count", Value::U32(8)),
         ("llama.rope.freq_base", Value::F32(f32::NAN)),

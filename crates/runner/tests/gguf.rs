@@ -122,15 +122,60 @@ fn stored_frequency_divisors_are_linear_scaling() {
         file.tensors.push(common::gguf::stored("rope_freqs.weight", &divisors, GgmlDType::F32));
         load(&file.bytes(), WeightDtype::AsStored)
     };
+    let tokens = &golden.prompts[&0];
+    // Older files have a factor without a type, under either name.
+    for key in ["llama.rope.scale_linear", "llama.rope.scaling.factor"] {
+        let mut file = file.clone();
+        file.set(key, Value::F32(4.0));
+        let bare = load(&file.bytes(), WeightDtype::AsStored);
+        assert_eq!(bits(&logits(&with_divisors, tokens)), bits(&logits(&bare, tokens)), "{key}");
+    }
     file.set("llama.rope.scaling.type", Value::Text("linear".to_owned()))
         .set("llama.rope.scaling.factor", Value::F32(4.0));
     let with_key = load(&file.bytes(), WeightDtype::AsStored);
-    let tokens = &golden.prompts[&0];
     assert_eq!(bits(&logits(&with_divisors, tokens)), bits(&logits(&with_key, tokens)));
     let expected = logits(&golden.model(), tokens);
     for (got, expected) in values(&logits(&with_key, tokens)).into_iter().zip(values(&expected)) {
         assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0));
     }
+}
+
+#[test]
+fn both_attention_factors_of_yarn_count() {
+    let (golden, mut file) = golden_file("llama-a", GgmlDType::F32);
+    file.set("llama.rope.scaling.type", Value::Text("yarn".to_owned()))
+        .set("llama.rope.scaling.factor", Value::F32(4.0))
+        .set("llama.rope.scaling.original_context_length", Value::U32(8));
+    let with = |factors: &[(&str, f32)]| {
+        let mut file = file.clone();
+        for (key, factor) in factors {
+            file.set(&format!("llama.rope.scaling.{key}"), Value::F32(*factor));
+        }
+        bits(&logits(&load(&file.bytes(), WeightDtype::AsStored), &golden.prompts[&0]))
+    };
+    let (own, general) = (with(&[("yarn_attn_factor", 1.5)]), with(&[("attn_factor", 1.5)]));
+    assert_eq!(own, general);
+    assert_eq!(with(&[("yarn_attn_factor", 0.75), ("attn_factor", 2.0)]), own);
+    assert_ne!(with(&[]), own);
+}
+
+#[test]
+fn sizes_may_be_given_for_each_layer() {
+    let (golden, mut file) = golden_file("llama-a", GgmlDType::F32);
+    let tokens = &golden.prompts[&0];
+    let model = load(&file.bytes(), WeightDtype::AsStored);
+    let info = model.info();
+    let hooks::MlpInfo::Dense { d_mlp } = info.layers[0].mlp else { panic!("not dense") };
+    for (key, size) in [
+        ("attention.head_count", info.layers[0].n_heads),
+        ("attention.head_count_kv", info.layers[0].n_kv_heads),
+        ("feed_forward_length", d_mlp),
+    ] {
+        let sizes = vec![size as i32; info.n_layers()];
+        file.set(&format!("llama.{key}"), Value::I32s(sizes));
+    }
+    let listed = load(&file.bytes(), WeightDtype::AsStored);
+    assert_eq!(bits(&logits(&listed, tokens)), bits(&logits(&model, tokens)));
 }
 
 /// A llama whose widths are whole blocks.

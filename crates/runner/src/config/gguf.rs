@@ -52,6 +52,29 @@ impl<'a> GgufFields<'a> {
         if self.has(key) { self.size(key, max) } else { Ok(default) }
     }
 
+    /// A size from 1 to `max` of every layer: one number, or one for each layer, all the same.
+    pub(crate) fn layer_size(&self, key: &str, max: usize) -> Result<usize> {
+        let name = self.key(key);
+        if !self.gguf.has_array(&name) {
+            return self.size(key, max);
+        }
+        let n_layers = self.size("block_count", bound::COUNT)?;
+        let sizes = self.gguf.integers(&name)?;
+        let first = sizes.first().copied().filter(|_| sizes.len() == n_layers);
+        let size = first.filter(|first| sizes.iter().all(|size| size == first));
+        let size = size.and_then(|size| usize::try_from(size).ok());
+        size.filter(|size| (1..=max).contains(size)).ok_or_else(|| {
+            let found = match first {
+                Some(_) => "an array of sizes that differ or are out of range".to_owned(),
+                None => format!("an array of {}", sizes.len()),
+            };
+            let expected =
+                format!("a number from 1 to {max}, or the same for each of {n_layers} layers");
+            let fault = GgufFault::Key { key: name, found, expected };
+            Error::Gguf { path: self.gguf.path().to_owned(), fault }
+        })
+    }
+
     /// A finite number above 0.
     pub(crate) fn positive(&self, key: &str) -> Result<f64> {
         self.gguf.positive(&self.key(key))
@@ -111,17 +134,17 @@ impl Rope {
             let expected = format!("at most {} elements", bound::ROTATED);
             return Err(file.wrong("rope.dimension_count", dims, expected));
         }
-        Ok(Self {
-            theta: file.positive_or("rope.freq_base", defaults.theta)?,
-            dims,
-            scaling: scaling(file, sizes, dims)?,
-        })
+        let theta = file.positive_or("rope.freq_base", defaults.theta)?;
+        Self { theta, dims, scaling: scaling(file, sizes, dims)? }.finite(file.gguf.path())
     }
 }
 
 fn scaling(file: &GgufFields<'_>, sizes: RopeSizes, dims: usize) -> Result<RopeScaling> {
     const KEY: &str = "rope.scaling.type";
+    const FACTOR: &str = "rope.scaling.factor";
+    const OLDER_FACTOR: &str = "rope.scale_linear";
     const ORIGINAL: &str = "rope.scaling.original_context_length";
+    const ATTENTION: &str = "rope.scaling.attn_factor";
     let (gguf, n_ctx) = (file.gguf, sizes.n_ctx);
     let original_context = file.size_or(ORIGINAL, bound::CONTEXT, n_ctx)?;
     if let Some(short) = gguf.tensor("rope_factors_short.weight") {
@@ -135,20 +158,21 @@ fn scaling(file: &GgufFields<'_>, sizes: RopeSizes, dims: usize) -> Result<RopeS
             short_factor: gguf.divisors("rope_factors_short.weight", short, dims / 2)?,
             long_factor: gguf.divisors("rope_factors_long.weight", long, dims / 2)?,
             original_context,
-            attention_factor: file.positive_or(
-                "rope.scaling.attn_factor",
-                long_attention_factor(factor, original_context),
-            )?,
+            attention_factor: file
+                .positive_or(ATTENTION, long_attention_factor(factor, original_context))?,
         });
     }
-    if !file.has(KEY) {
-        return Ok(RopeScaling::None);
-    }
-    match gguf.text(&file.key(KEY))? {
+    // Files from before there were types have a linear factor alone.
+    let kind = match [KEY, FACTOR, OLDER_FACTOR].into_iter().find(|key| file.has(key)) {
+        None => return Ok(RopeScaling::None),
+        Some(KEY) => gguf.text(&file.key(KEY))?,
+        Some(factor) => return Ok(RopeScaling::Linear { factor: file.positive(factor)? }),
+    };
+    match kind {
         "none" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: file.positive("rope.scaling.factor")? }),
+        "linear" => Ok(RopeScaling::Linear { factor: file.positive(FACTOR)? }),
         "yarn" => {
-            let factor = file.positive("rope.scaling.factor")?;
+            let factor = file.positive(FACTOR)?;
             let attention_factor = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
             Ok(RopeScaling::Yarn {
                 factor,
@@ -157,7 +181,8 @@ fn scaling(file: &GgufFields<'_>, sizes: RopeSizes, dims: usize) -> Result<RopeS
                 truncate: true,
                 original_context,
                 attention_factor: attention_factor
-                    * file.positive_or("rope.scaling.yarn_attn_factor", 1.0)?,
+                    * file.positive_or("rope.scaling.yarn_attn_factor", 1.0)?
+                    * file.positive_or(ATTENTION, 1.0)?,
             })
         }
         other => Err(Error::Unsupported {

@@ -7,6 +7,7 @@
 //! transformers does.
 
 use std::f64::consts::PI;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -203,7 +204,24 @@ impl Rope {
             Some(inner) => RopeScaling::read(fields, inner, defaults, sizes, dims)?,
             None => RopeScaling::None,
         };
-        Ok(Self { theta, dims, scaling })
+        Self { theta, dims, scaling }.finite(fields.path())
+    }
+
+    /// The same, unless a frequency or the attention factor is not a finite number, as
+    /// with a base of 1 under YaRN or an original context of 1 under LongRoPE.
+    pub(super) fn finite(self, path: &Path) -> Result<Self> {
+        let Frequencies { usual, long, attention_factor } = self.frequencies();
+        let long = long.into_iter().flat_map(|(_, long)| long);
+        let mut numbers = usual.into_iter().chain(long).chain([attention_factor]);
+        match numbers.find(|number| !(*number as f32).is_finite()) {
+            None => Ok(self),
+            Some(found) => Err(Error::Unsupported {
+                path: path.to_owned(),
+                what: "rotary frequency or attention factor",
+                found: found.to_string(),
+                supported: "finite numbers",
+            }),
+        }
     }
 
     /// Frequencies in radians per position, `⌈dims / 2⌉` of them:

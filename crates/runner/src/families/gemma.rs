@@ -56,7 +56,7 @@ impl Family for Config {
         }
         Ok(Some(Self {
             trunk: Trunk::from_gguf(file, &DEFAULTS)?,
-            intermediate_size: file.size("feed_forward_length", bound::WIDTH)?,
+            intermediate_size: file.layer_size("feed_forward_length", bound::WIDTH)?,
             attention_bias: file.has_tensor("blk.0.attn_q.bias"),
         }))
     }

@@ -128,7 +128,7 @@ impl Family for Config {
         const CAP: &str = "final_logit_softcapping";
         let cap = if file.has(CAP) { Some(file.positive(CAP)?) } else { None };
         Ok(Some(Self {
-            intermediate_size: file.size("feed_forward_length", bound::WIDTH)?,
+            intermediate_size: file.layer_size("feed_forward_length", bound::WIDTH)?,
             attention_bias: file.has_tensor("blk.0.attn_q.bias"),
             query_pre_attn_scalar: scalar as f64,
             windows: (0..trunk.num_hidden_layers).map(|l| window.filter(|_| is_local(l))).collect(),

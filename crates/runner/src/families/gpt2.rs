@@ -113,7 +113,7 @@ impl Family for Config {
             return Ok(None);
         }
         let n_embd = file.size("embedding_length", bound::WIDTH)?;
-        let n_head = file.size("attention.head_count", bound::COUNT)?;
+        let n_head = file.layer_size("attention.head_count", bound::COUNT)?;
         if !n_embd.is_multiple_of(n_head) {
             let expected = format!("a multiple of attention.head_count, {n_head}");
             return Err(file.wrong("embedding_length", n_embd, expected));
@@ -124,7 +124,7 @@ impl Family for Config {
             n_embd,
             n_layer: file.size("block_count", bound::COUNT)?,
             n_head,
-            n_inner: file.size("feed_forward_length", bound::WIDTH)?,
+            n_inner: file.layer_size("feed_forward_length", bound::WIDTH)?,
             activation_function: ActivationFunction::GeluTanh,
             layer_norm_epsilon: file.positive("attention.layer_norm_epsilon")?,
             scale_attn_weights: true,

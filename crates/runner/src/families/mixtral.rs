@@ -112,7 +112,7 @@ impl Family for Config {
         };
         Ok(Some(Self {
             trunk: Trunk::from_gguf(file, &DEFAULTS)?,
-            intermediate_size: file.size("feed_forward_length", bound::WIDTH)?,
+            intermediate_size: file.layer_size("feed_forward_length", bound::WIDTH)?,
             num_local_experts: n_experts,
             num_experts_per_tok: k,
             sliding_window: None,

@@ -62,7 +62,7 @@ impl Family for Config {
         }
         let trunk = Trunk::from_gguf(file, &DEFAULTS)?;
         Ok(Some(Self {
-            intermediate_size: file.size("feed_forward_length", bound::WIDTH)?,
+            intermediate_size: file.layer_size("feed_forward_length", bound::WIDTH)?,
             windows: vec![None; trunk.num_hidden_layers],
             trunk,
         }))

@@ -142,12 +142,15 @@ impl Trunk {
     /// Reads the sizes from a GGUF file's metadata.
     pub(super) fn from_gguf(file: &GgufFields<'_>, defaults: &Defaults) -> Result<Self> {
         let hidden_size = file.size("embedding_length", bound::WIDTH)?;
-        let num_attention_heads = file.size("attention.head_count", bound::COUNT)?;
-        let num_key_value_heads =
-            file.size_or("attention.head_count_kv", bound::COUNT, num_attention_heads)?;
+        let num_attention_heads = file.layer_size("attention.head_count", bound::COUNT)?;
+        const KV_HEADS: &str = "attention.head_count_kv";
+        let num_key_value_heads = match file.has(KV_HEADS) {
+            true => file.layer_size(KV_HEADS, bound::COUNT)?,
+            false => num_attention_heads,
+        };
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             let expected = format!("a divisor of attention.head_count, {num_attention_heads}");
-            return Err(file.wrong("attention.head_count_kv", num_key_value_heads, expected));
+            return Err(file.wrong(KV_HEADS, num_key_value_heads, expected));
         }
         let quotient = hidden_size / num_attention_heads;
         let head_dim = file.size_or("attention.key_length", bound::WIDTH, quotient)?;
