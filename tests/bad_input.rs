@@ -484,3 +484,17 @@ fn too_many_threads() {
     let ran = run(["doctor", "--threads", "100000"]).code(2);
     assert!(ran.stderr.contains("1024"), "{}", ran.stderr);
 }
+
+/// A name is bytes: one that is no text is no reason to stop.
+#[cfg(unix)]
+#[test]
+fn paths_need_not_be_unicode() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join(std::ffi::OsStr::from_bytes(b"run\xff"));
+    let mut command = eigenlens();
+    command.args(["capture", "--model", "tiny-mixtral", "--prompt", "3 + 4 = 7"]);
+    command.args(["--hook", "logits", "--positions", "last", "--out"]).arg(&out);
+    Ran::new(&command.output().unwrap()).code(0);
+    assert!(out.is_dir());
+}

@@ -83,8 +83,7 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
     let shared = &cli.shared;
     match &cli.command {
         Command::Demo(demo) => {
-            let command = std::env::args().collect();
-            emit(shared, &engine::demo(&demo.out, command, &mut Meter::new(shared.quiet))?)
+            emit(shared, &engine::demo(&demo.out, words(), &mut Meter::new(shared.quiet))?)
         }
         Command::Capture(capture) => {
             let options = CaptureOptions {
@@ -209,8 +208,13 @@ fn job(args: &RunArgs) -> Job {
         spectral: None,
         routing: None,
         out: args.out.clone(),
-        command: std::env::args().collect(),
+        command: words(),
     }
+}
+
+/// The command line; a path in it need not be Unicode.
+fn words() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 /// Prints a result as text or as JSON.

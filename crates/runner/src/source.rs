@@ -119,7 +119,8 @@ impl Source {
                     format!("the built-in models ({})", names.join(", ")),
                     format!("a folder {spec}"),
                     format!("a file {spec}"),
-                    "a hub id, which it is not".to_owned(),
+                    "a hub id, which has the form org/name (gpt2 is openai-community/gpt2)"
+                        .to_owned(),
                 ],
             });
         };

@@ -188,13 +188,52 @@ fn templates_without_an_end_are_stopped() {
     let long =
         "{% set a = 'xxxxxxxxxxxxxxxx' * 65536 %}{% for b in range(999) %}{{ a }}{% endfor %}";
     let nested = "{% set ns = namespace(a=[]) %}{% for b in range(5000) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a }}{{ ns.a | tojson }}";
-    for template in [deep, wide, long, nested] {
+    let endless = "{{ [1] * 1000000000000 }}";
+    let json = "{{ ([1] * 1000000000000) | tojson }}";
+    for template in [deep, wide, long, nested, endless, json] {
         let error = chat(template).unwrap().render(&hello(), None).unwrap_err();
         assert!(matches!(error, Error::ChatTemplate { .. }), "{error}");
         assert_eq!(error.fault(), Fault::Model);
     }
-    let error = chat(&"x".repeat((1 << 20) + 1)).unwrap_err();
+    let error = chat(&"x".repeat((256 << 10) + 1)).unwrap_err();
     assert!(matches!(error, Error::FileTooLarge { .. }), "{error}");
+}
+
+/// As deep as size and steps let them be: the stack is not the bound.
+#[test]
+fn templates_may_nest_without_end() {
+    let filled = |n: usize, tail: &str| {
+        let set = |name: &str| {
+            let (open, close) = ("[".repeat(50), "]".repeat(50));
+            format!(
+                "{{% for b in range({n}) %}}{{% set ns.{name} = {open}ns.{name}{close} %}}{{% endfor %}}"
+            )
+        };
+        let template =
+            format!("{{% set ns = namespace(a=[], b=[]) %}}{}{}{tail}", set("a"), set("b"));
+        chat(&template).unwrap().render(&hello(), None)
+    };
+    assert_eq!(filled(8000, "{{ (ns.a ~ '') | length }}").unwrap(), "800002");
+    for tail in [
+        "{{ ns.a == ns.b }}",
+        "{{ ns.a < ns.b }}",
+        "{{ {ns.a: 1}[ns.b] }}",
+        "{{ [ns.a, ns.b] | sort | length }}",
+        "{{ [ns.a, ns.b] | unique | length }}",
+        "{{ ns.a in [ns.b] }}",
+    ] {
+        drop(filled(8000, tail));
+    }
+    let sums = format!("{{{{ 1{} }}}}", "~1".repeat(130_000));
+    assert_eq!(chat(&sums).unwrap().render(&hello(), None).unwrap().len(), 130_001);
+    for (begin, link) in [("1", "|e"), ("a", ".a"), ("a", "[0]"), ("a", "()"), ("1", "+1")] {
+        let links = link.repeat(250_000 / link.len());
+        if let Ok(chat) = chat(&format!("{{{{ {begin}{links} }}}}")) {
+            drop(chat.render(&hello(), None));
+        }
+    }
+    let branches = format!("{{% if a %}}{}{{% endif %}}x", "{%elif a%}".repeat(26_000));
+    assert_eq!(chat(&branches).unwrap().render(&hello(), None).unwrap(), "x");
 }
 
 #[test]

@@ -374,6 +374,15 @@ fn what_a_repository_lacks_is_named() {
         "append its name to the id, as in `:tiny.Q4_0.gguf`"
     );
     assert_eq!(setup.hub().requests().iter().filter(|r| r.path.contains("resolve")).count(), 0);
+    // Whoever has GGUF files only, or weights elsewhere, is told so, and not of a configuration.
+    let one = |name: &str| Setup::new(Files::from([(name.to_owned(), noise(50))]));
+    assert_fault!(one("a.gguf"), MODEL, HubFault::Weights { .. }, "append its name", "`:a.gguf`");
+    assert_fault!(
+        one("sub/model.safetensors"),
+        MODEL,
+        HubFault::Weights { gguf: None, .. },
+        "its weights are sub/model.safetensors; safetensors files of other names or in subfolders"
+    );
 
     // And so it is fetched.
     let found = setup.resolve("org/tiny@main:tiny.Q4_0.gguf").unwrap();
@@ -475,6 +484,23 @@ fn a_dropped_connection_is_resumed_where_it_broke() {
     setup.fetch(MODEL, FIRST, &small());
     assert!(setup.hub().requests().iter().any(|request| request.range() == Some(kept)));
     assert!(!setup.partial().exists());
+}
+
+/// A host that takes back what it sent is not asked for ever.
+#[test]
+fn what_is_fetched_again_is_no_progress() {
+    let mut files = small();
+    files.insert("model.safetensors".to_owned(), noise(3 << 20));
+    let setup = Setup::new(files);
+    setup.hub().on(|request, hub| {
+        request.gets(Port::Storage, "").then(|| match request.range() {
+            Some(_) => Reply::new(416),
+            None => hub.answer(request).pace(Pace::Cut(2 << 20)),
+        })
+    });
+    assert_fault!(setup, MODEL, HubFault::Connection { .. }, "no connection");
+    let requests = setup.hub().requests();
+    assert_eq!(requests.iter().filter(|request| request.gets(Port::Storage, "")).count(), 3);
 }
 
 #[test]

@@ -7,8 +7,10 @@
 //! that the same run has the same prompts tomorrow.
 //!
 //! A template is part of a model's files and may be anybody's: its size, the
-//! steps it takes, how deep it calls and what it writes are bounded. What is not
-//! is the length of texts that it puts together and does not print.
+//! steps it takes, how deep it calls and nests, and what it prints are bounded.
+//! What one step costs is not: the template engine lets a template double a text
+//! that it does not print, and search or filter a list that it says is endless.
+//! A template made to do so takes memory or time without bound.
 
 mod date;
 mod python;
@@ -28,11 +30,16 @@ use crate::source::Source;
 use crate::{Error, Result};
 
 /// Longest template, in bytes.
-const MAX_TEMPLATE: usize = 1 << 20;
+const MAX_TEMPLATE: usize = 256 << 10;
 /// Longest rendered conversation, in bytes.
 const MAX_OUTPUT: usize = 64 << 20;
 /// Most instructions of one rendering.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 1_000_000;
+/// Bytes of stack for the engine, which goes through nested expressions and values
+/// by recursion. A template has at most one level for two of its bytes, a value one
+/// for each instruction, and a level takes less than 1 KiB. Only what is used
+/// becomes memory.
+const STACK: usize = 1 << 30;
 /// Deepest nesting of calls.
 const RECURSION: usize = 100;
 
@@ -89,7 +96,8 @@ impl Chat {
             let (bytes, limit) = (chat.template.len() as u64, MAX_TEMPLATE as u64);
             return Err(Error::FileTooLarge { path: chat.path, bytes, limit });
         }
-        chat.environment().template_from_str(&chat.template).map_err(|e| chat.failed(e))?;
+        let parse = || chat.environment().template_from_str(&chat.template).map(drop);
+        nested(parse).map_err(|error| chat.failed(error))?;
         Ok(chat)
     }
 
@@ -107,9 +115,12 @@ impl Chat {
     /// the conversation, [`Error::ChatDate`] if it prints a date and none is given,
     /// [`Error::ChatTemplate`] if it fails or does not come to an end.
     pub fn render(&self, messages: &[Message], date: Option<Date>) -> Result<String> {
+        nested(|| self.write(messages, date)).map_err(|error| self.failed(error))
+    }
+
+    fn write(&self, messages: &[Message], date: Option<Date>) -> Result<String, minijinja::Error> {
         let environment = self.environment();
-        let template =
-            environment.template_from_str(&self.template).map_err(|error| self.failed(error))?;
+        let template = environment.template_from_str(&self.template)?;
         let now = Value::from_function(move |format: &str| match date {
             Some(date) => date.format(format).map_err(raised),
             None => Err(minijinja::Error::new(ErrorKind::InvalidOperation, "no date")
@@ -123,7 +134,7 @@ impl Chat {
         context.insert("add_generation_prompt", Value::from(true));
         context.insert("strftime_now", now);
         let mut text = Bounded(Vec::new());
-        template.render_captured_to(context, &mut text).map_err(|error| self.failed(error))?;
+        template.render_captured_to(context, &mut text)?;
         // Whole strings were written to it.
         Ok(String::from_utf8_lossy(&text.0).into_owned())
     }
@@ -300,6 +311,20 @@ fn generation(template: &str) -> String {
     }
     out.push_str(rest);
     out
+}
+
+/// Calls the engine where there is stack enough for whatever a template nests.
+fn nested<T: Send>(
+    call: impl FnOnce() -> Result<T, minijinja::Error> + Send,
+) -> Result<T, minijinja::Error> {
+    let failed = |what: &'static str| minijinja::Error::new(ErrorKind::InvalidOperation, what);
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, call);
+        let thread = thread.map_err(|error| {
+            failed("there is no room for its stack of 1 GiB of addresses").with_source(error)
+        })?;
+        thread.join().unwrap_or_else(|_| Err(failed("the template engine does not take it")))
+    })
 }
 
 /// What a template ended with on purpose, carried through the engine.

@@ -79,6 +79,14 @@ fn text_method(text: &str, method: &str, arguments: &[Value]) -> Result<Option<V
     }
 }
 
+/// Fails if what is written is longer than a whole conversation may be.
+fn bound(out: &str) -> Result<(), Error> {
+    if out.len() > super::MAX_OUTPUT {
+        return Err(Error::new(ErrorKind::InvalidOperation, "a value is too long to be written"));
+    }
+    Ok(())
+}
+
 fn too_deep() -> Error {
     Error::new(ErrorKind::InvalidOperation, "a value is nested too deeply")
 }
@@ -96,6 +104,7 @@ fn print(value: &Value, out: &mut String) -> Result<(), Error> {
 /// Writes a value as `repr` does.
 fn represent(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
     let depth = depth.checked_sub(1).ok_or_else(too_deep)?;
+    bound(out)?;
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
@@ -211,14 +220,14 @@ impl Json {
         if depth > DEPTH {
             return Err(too_deep());
         }
+        bound(out)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value, out)?,
             ValueKind::String => self.text(value.as_str().unwrap_or_default(), out),
             ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.list(['[', ']'], &items, depth, out, |item, out| {
+                self.list(['[', ']'], value.try_iter()?, depth, out, |item, out| {
                     self.write(item, depth + 1, out)
                 })?;
             }
@@ -227,7 +236,7 @@ impl Json {
                 if self.sorted {
                     keys.sort();
                 }
-                self.list(['{', '}'], &keys, depth, out, |key, out| {
+                self.list(['{', '}'], keys.into_iter(), depth, out, |key, out| {
                     match key.as_str() {
                         Some(key) => self.text(key, out),
                         None => {
@@ -251,22 +260,24 @@ impl Json {
     fn list(
         &self,
         [open, close]: [char; 2],
-        items: &[Value],
+        items: impl Iterator<Item = Value>,
         depth: usize,
         out: &mut String,
         mut write: impl FnMut(&Value, &mut String) -> Result<(), Error>,
     ) -> Result<(), Error> {
         out.push(open);
+        let mut items = items.peekable();
+        let filled = items.peek().is_some();
         let line = |depth: usize, out: &mut String| {
-            if let Some(indent) = self.indent.as_ref().filter(|_| !items.is_empty()) {
+            if let Some(indent) = self.indent.as_ref().filter(|_| filled) {
                 out.push('\n');
                 out.push_str(&indent.repeat(depth));
             }
         };
-        for (index, value) in items.iter().enumerate() {
+        for (index, value) in items.enumerate() {
             out.push_str(if index > 0 { &self.item } else { "" });
             line(depth + 1, out);
-            write(value, out)?;
+            write(&value, out)?;
         }
         line(depth, out);
         out.push(close);

@@ -71,7 +71,10 @@ impl Cache {
         let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let beside = self.folder.join(format!(".ref.{process}.{count}"));
         fs::write(&beside, commit).map_err(|error| HubFault::disk(&beside, error))?;
-        fs::rename(&beside, &path).map_err(|error| HubFault::disk(&path, error))
+        fs::rename(&beside, &path).map_err(|error| {
+            let _ = fs::remove_file(&beside);
+            HubFault::disk(&path, error)
+        })
     }
 
     pub fn has(&self, commit: &str, file: &str) -> bool {

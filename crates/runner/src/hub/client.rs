@@ -70,6 +70,7 @@ impl From<HubFault> for Failure {
 #[derive(Debug)]
 pub(super) struct Repository {
     pub commit: String,
+    /// In ascending order.
     pub files: Vec<String>,
 }
 
@@ -557,6 +558,8 @@ struct Sibling {
 fn parse_repository(host: &str, text: &[u8]) -> Result<Repository, HubFault> {
     let refuse = |problem: String| HubFault::Answer { host: host.to_owned(), problem };
     let list: List = serde_json::from_slice(text).map_err(|error| {
+        // The library repeats what it does not expect, at whatever length.
+        let error = printable(&error.to_string());
         refuse(format!("the list of files is not the JSON that it should be ({error})"))
     })?;
     let commit = list
@@ -577,6 +580,7 @@ fn parse_repository(host: &str, text: &[u8]) -> Result<Repository, HubFault> {
         }
         files.push(name);
     }
+    files.sort_unstable();
     Ok(Repository { commit, files })
 }
 
@@ -630,7 +634,10 @@ fn target(response: &Response<Body>, from: &Uri) -> Result<Uri, HubFault> {
     let location = header(response.headers(), "location").ok_or_else(|| refuse("it names none"))?;
     let scheme = from.scheme_str().unwrap_or_default();
     let authority = from.authority().map_or("", |authority| authority.as_str());
-    let absolute = if location.contains("://") {
+    // Behind a path or a question mark, it is no scheme.
+    let is_scheme =
+        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    let absolute = if location.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme)) {
         location.to_owned()
     } else if location.starts_with("//") {
         format!("{scheme}:{location}")
@@ -713,7 +720,7 @@ fn first_byte(range: &str) -> Option<u64> {
 }
 
 /// What a host says, short and without control characters.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect()
 }
 
@@ -765,6 +772,8 @@ mod tests {
         assert_eq!(redirect(from, "//cdn/x").unwrap(), "https://cdn/x");
         assert_eq!(redirect(from, "/x").unwrap(), "https://hub/x");
         assert_eq!(redirect(from, "x").unwrap(), "https://hub/a/x");
+        assert_eq!(redirect(from, "/x?u=http://y").unwrap(), "https://hub/x?u=http://y");
+        assert_eq!(redirect(from, "x?u=http://y").unwrap(), "https://hub/a/x?u=http://y");
         assert_eq!(redirect("http://hub/a", "https://cdn/x").unwrap(), "https://cdn/x");
         for bad in [
             "http://hub/x",
@@ -823,5 +832,8 @@ mod tests {
             let fault = parse_repository("hub", text.as_bytes()).unwrap_err();
             assert!(matches!(fault, HubFault::Answer { .. }), "{text}: {fault}");
         }
+        let long = format!(r#"{{"sha":"{sha}","siblings":"{}"}}"#, "x".repeat(1 << 20));
+        let fault = parse_repository("hub", long.as_bytes()).unwrap_err();
+        assert!(fault.to_string().len() < 500, "{} bytes", fault.to_string().len());
     }
 }

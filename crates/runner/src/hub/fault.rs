@@ -75,7 +75,7 @@ pub enum HubFault {
     #[error(
         "the repository has neither model.safetensors nor model.safetensors.index.json; its weights are {}; {}",
         list(found),
-        weights_advice(gguf)
+        weights_advice(found, gguf)
     )]
     Weights {
         /// The weight files that it has instead.
@@ -358,10 +358,15 @@ fn list(names: &[String]) -> String {
     text.join(", ")
 }
 
-fn weights_advice(gguf: &Option<String>) -> String {
+fn weights_advice(found: &[String], gguf: &Option<String>) -> String {
+    let elsewhere = found.iter().any(|file| file.ends_with(".safetensors"));
     match gguf {
         Some(file) => {
             format!("to run a GGUF file of it, append its name to the id, as in `:{file}`")
+        }
+        None if elsewhere => {
+            "safetensors files of other names or in subfolders are parts of something else; give a model whose weights have these names"
+                .to_owned()
         }
         None => "give a model that is stored as safetensors".to_owned(),
     }

@@ -227,12 +227,13 @@ impl Model<'_> {
             files.iter().try_for_each(|file| repository.require(file))?;
             return self.download(&files, MAX_WEIGHTS, transfer, events);
         }
-        repository.require(CONFIG)?;
+        // First, as a repository of GGUF files has no configuration either.
         let weights = match (has(WEIGHTS), has(INDEX)) {
             (true, _) => WEIGHTS,
             (false, true) => INDEX,
             (false, false) => return Err(repository.other_weights()),
         };
+        repository.require(CONFIG)?;
         let mut texts = vec![CONFIG.to_owned()];
         for extra in EXTRAS {
             match has(extra) {
@@ -280,7 +281,7 @@ impl Model<'_> {
 
 impl Repository {
     fn has(&self, name: &str) -> bool {
-        self.files.iter().any(|file| file == name)
+        self.files.binary_search_by(|file| file.as_str().cmp(name)).is_ok()
     }
 
     fn require(&self, name: &str) -> Result<(), HubFault> {
@@ -324,17 +325,19 @@ fn read_index(path: &Path) -> Result<Vec<String>, HubFault> {
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_TEXT).read_to_end(&mut text))
         .map_err(|error| HubFault::disk(path, error))?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+    let index: Index = serde_json::from_slice(&text)
+        .map_err(|error| refuse(client::printable(&error.to_string())))?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     if shards.is_empty() {
         return Err(refuse("it names no shard".to_owned()));
     }
     for shard in &shards {
         if !id::is_inside(shard) || shard.contains('/') {
-            return Err(HubFault::FileName { name: shard.clone() });
+            return Err(HubFault::FileName { name: client::printable(shard) });
         }
         if !shard.ends_with(".safetensors") {
-            return Err(refuse(format!("it names {shard:?}, which is not a safetensors file")));
+            let shown = client::printable(shard);
+            return Err(refuse(format!("it names {shown:?}, which is not a safetensors file")));
         }
     }
     Ok(shards.into_iter().collect())

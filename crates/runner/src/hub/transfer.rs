@@ -76,19 +76,21 @@ impl Transfer<'_> {
         let mut target = Target { file: partial, path: &path, at: 0, remote, limit, tally };
         target.at = target.len()?;
         let mut attempts = Attempts::new(self.patience);
+        // What is fetched again after a restart is no progress.
+        let mut furthest = target.at;
         while remote.size.is_none_or(|size| size != target.at) {
-            let before = target.at;
             match self.attempt(&mut target, events) {
                 Ok(()) => break,
                 Err(failure) => {
+                    if target.at >= furthest.saturating_add(PROGRESS) {
+                        attempts.progressed();
+                        furthest = target.at;
+                    }
                     if let Failure::Passing {
                         fault: HubFault::Status { status: 416, .. }, ..
                     } = &failure
                     {
                         target.restart()?;
-                    }
-                    if target.at >= before.saturating_add(PROGRESS) {
-                        attempts.progressed();
                     }
                     attempts.wait(failure, events).inspect_err(|fault| discard(&path, fault))?;
                 }

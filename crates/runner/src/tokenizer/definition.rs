@@ -1,7 +1,8 @@
 //! What is looked at in a `tokenizer.json` before the library reads it.
 //!
 //! The library panics on merges that its vocabulary does not have room for, on
-//! templates with tokens that they do not define, and on cuts of no length. A
+//! templates with tokens that they do not define, on cuts of no length, and on
+//! steps behind one that puts something before a text without replacing any of it. A
 //! caught panic is still written to standard error by the program's panic hook,
 //! so what is known to panic is found here.
 
@@ -9,6 +10,7 @@ use std::collections::HashSet;
 
 use serde::Deserialize;
 use serde_json::Value;
+use tokenizers::utils::SysRegex;
 
 #[derive(Deserialize)]
 struct Definition {
@@ -18,6 +20,7 @@ struct Definition {
 /// The steps before and after the model.
 #[derive(Deserialize)]
 struct Steps {
+    normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
 }
@@ -78,6 +81,7 @@ impl Merge {
 /// Checks a definition; whatever else is wrong with it, the library says.
 pub(super) fn check(json: &[u8]) -> tokenizers::Result<()> {
     if let Ok(steps) = serde_json::from_slice::<Steps>(json) {
+        steps.normalizer.iter().try_for_each(|step| check_insertions(step, &mut None))?;
         steps.pre_tokenizer.iter().try_for_each(check_cuts)?;
         steps.post_processor.iter().try_for_each(check_template)?;
     }
@@ -89,6 +93,37 @@ fn steps(step: &Value) -> impl Iterator<Item = &Value> {
     let lists =
         ["pretokenizers", "processors"].into_iter().filter_map(|name| step[name].as_array());
     lists.flatten()
+}
+
+/// What stands before a text without replacing any of it has no place in the
+/// original, and the steps that look for one fall over it. A pattern is tried on
+/// texts of one character; one that looks for others there is not found.
+fn check_insertions(step: &Value, inserting: &mut Option<String>) -> tokenizers::Result<()> {
+    if let Some(inner) = step["normalizers"].as_array() {
+        return inner.iter().try_for_each(|step| check_insertions(step, inserting));
+    }
+    if !matches!(step["type"].as_str(), Some("Replace" | "Prepend" | "Strip"))
+        && let Some(pattern) = inserting
+    {
+        let shown: String = pattern.chars().take(80).collect();
+        return Err(format!(
+            "a Replace step whose pattern `{shown}` matches nothing before a text can be followed by Replace, Prepend and Strip only"
+        )
+        .into());
+    }
+    if step["content"].as_str().is_some_and(|content| !content.is_empty()) {
+        let pattern = &step["pattern"];
+        if pattern["String"] == "" {
+            *inserting = Some(String::new());
+        } else if let Some(text) = pattern["Regex"].as_str() {
+            let regex = SysRegex::new(text)?;
+            let mut first = (' '..='~').chain(['\n', '\t', '\u{e9}', '\u{2581}', '\u{4e00}']);
+            if first.any(|c| regex.find_iter(&c.to_string()).next() == Some((0, 0))) {
+                *inserting = Some(text.to_owned());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_cuts(step: &Value) -> tokenizers::Result<()> {
@@ -180,6 +215,29 @@ mod tests {
             check(format!(r#"{{"pre_tokenizer":{step}}}"#).as_bytes()).is_ok()
         };
         assert!(cut(1) && !cut(0));
+    }
+
+    #[test]
+    fn nothing_is_put_before_a_text_that_later_steps_change() {
+        let check = |pattern: &str, content: &str, next: &str| {
+            let replace =
+                format!(r#"{{"type":"Replace","pattern":{pattern},"content":"{content}"}}"#);
+            let inner = format!(r#"{{"type":"Sequence","normalizers":[{replace}]}}"#);
+            let steps = format!(r#"{{"normalizers":[{inner},{{"type":"{next}"}}]}}"#);
+            let definition = format!(r#"{{"normalizer":{steps}}}"#);
+            check(definition.as_bytes()).is_ok()
+        };
+        let inserting =
+            [r#"{"String":""}"#, r#"{"Regex":"^"}"#, r#"{"Regex":"x*"}"#, r#"{"Regex":"(?=b)"}"#];
+        for pattern in inserting {
+            for next in ["NFC", "Lowercase", "StripAccents", "ByteLevel", "Precompiled"] {
+                assert!(!check(pattern, "b", next), "{pattern} {next}");
+            }
+            assert!(check(pattern, "", "NFC") && check(pattern, "b", "Prepend"), "{pattern}");
+        }
+        for pattern in [r#"{"String":" "}"#, r#"{"Regex":"^a"}"#, r#"{"Regex":" {2,}|$"}"#] {
+            assert!(check(pattern, "b", "NFC"), "{pattern}");
+        }
     }
 
     #[test]
