@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::config::fields::is_positive;
 use crate::error::GgufFault as Fault;
 use crate::weights::{Bytes, Format, convert_into};
 use crate::{Error, Result};
@@ -254,7 +255,7 @@ impl Gguf {
         }
     }
 
-    /// A required positive, finite number.
+    /// A required number above 0 in the range in which layers compute.
     pub(crate) fn positive(&self, key: &str) -> Result<f64> {
         let value = self.value(key)?;
         let number = match value {
@@ -263,10 +264,10 @@ impl Gguf {
             Value::Integer(number) => *number as f64,
             _ => f64::NAN,
         };
-        if number > 0.0 && number.is_finite() {
+        if is_positive(number) {
             Ok(number)
         } else {
-            self.wrong(key, value, "a positive number")
+            self.wrong(key, value, "a positive number in the range of f32")
         }
     }
 

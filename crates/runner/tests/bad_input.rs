@@ -603,6 +603,8 @@ fn families_check_what_is_their_own() {
         ("smollm3-a", "no_rope_layers", json!([1, 2, 1]), "no_rope_layers[1]"),
         ("smollm3-b", "no_rope_layer_interval", json!(0), "no_rope_layer_interval"),
         ("gemma2-a", "attn_logit_softcapping", json!(-1), "attn_logit_softcapping"),
+        ("gemma2-a", "attn_logit_softcapping", json!(1e-50), "attn_logit_softcapping"),
+        ("gemma2-a", "final_logit_softcapping", json!(1e50), "final_logit_softcapping"),
         ("gemma2-a", "query_pre_attn_scalar", json!(0), "query_pre_attn_scalar"),
         ("gemma3-b", "sliding_window_pattern", json!(0), "sliding_window_pattern"),
         ("granite-a", "logits_scaling", json!(0), "logits_scaling"),

@@ -26,6 +26,11 @@ pub(crate) mod bound {
     pub(crate) const CONTEXT: usize = 1 << 28;
 }
 
+/// Whether a number is above 0, finite and not subnormal in `f32`.
+pub(crate) fn is_positive(number: f64) -> bool {
+    number > 0.0 && (number as f32).is_normal()
+}
+
 /// The members of one JSON object of a configuration.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
@@ -110,16 +115,16 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A finite number above 0; `None` if it is absent.
+    /// A number above 0 in the range in which layers compute; `None` if it is absent.
     pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
         value
             .as_f64()
-            .filter(|number| *number > 0.0 && number.is_finite())
+            .filter(|number| is_positive(*number))
             .map(Some)
-            .ok_or_else(|| self.wrong(key, value, "a positive number"))
+            .ok_or_else(|| self.wrong(key, value, "a positive number in the range of f32"))
     }
 
     /// A finite number; `None` if it is absent.
@@ -134,15 +139,13 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| self.wrong(key, value, "a number"))
     }
 
-    /// Required: so many finite numbers above 0.
+    /// Required: so many of such numbers.
     pub(crate) fn positives(&self, key: &str, count: usize) -> Result<Vec<f64>> {
         let value = self.get(key).ok_or_else(|| self.missing(key))?;
         let items = value.as_array().filter(|items| items.len() == count);
         items
             .and_then(|items| {
-                let positive = |item: &Value| {
-                    item.as_f64().filter(|number| *number > 0.0 && number.is_finite())
-                };
+                let positive = |item: &Value| item.as_f64().filter(|number| is_positive(*number));
                 items.iter().map(positive).collect()
             })
             .ok_or_else(|| self.wrong(key, value, format!("an array of {count} positive numbers")))

@@ -75,12 +75,12 @@ impl<'a> GgufFields<'a> {
         })
     }
 
-    /// A finite number above 0.
+    /// A number above 0 in the range of `f32`.
     pub(crate) fn positive(&self, key: &str) -> Result<f64> {
         self.gguf.positive(&self.key(key))
     }
 
-    /// A finite number above 0, with a value for when it is not there.
+    /// Such a number, with a value for when it is not there.
     pub(crate) fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
         if self.has(key) { self.positive(key) } else { Ok(default) }
     }
