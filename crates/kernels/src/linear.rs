@@ -181,44 +181,6 @@ impl Linear {
         })
     }
 
-    /// Several layers over the same input as one, their outputs behind one another.
-    ///
-    /// `None` if the input widths or the formats of the weights differ, without layers,
-    /// and for quantized layers whose output widths (but the last) are not multiples of 32.
-    pub fn stack(layers: &[Linear]) -> Option<Linear> {
-        macro_rules! parts {
-            ($kind:ident, $field:ident) => {
-                layers
-                    .iter()
-                    .map(|layer| match layer {
-                        Self::$kind(layer) => Some(&*layer.$field),
-                        _ => None,
-                    })
-                    .collect::<Option<Vec<_>>>()
-            };
-        }
-        let bias = layers.iter().any(|layer| layer.bias().is_some()).then(|| {
-            let mut bias = Vec::new();
-            for layer in layers {
-                match layer.bias() {
-                    Some(values) => bias.extend_from_slice(values),
-                    None => bias.resize(bias.len() + layer.d_out(), 0.0),
-                }
-            }
-            bias.into()
-        });
-        match layers.first()? {
-            Self::Dense(_) => {
-                let panels = Arc::new(Panels::concat(&parts!(Dense, panels)?)?);
-                Some(Self::Dense(Dense { panels, bias }))
-            }
-            Self::Quantized(_) => {
-                let weights = Arc::new(Weights::concat(&parts!(Quantized, weights)?)?);
-                Some(Self::Quantized(Quantized { weights, bias }))
-            }
-        }
-    }
-
     /// Input width.
     pub fn d_in(&self) -> usize {
         match self {
@@ -232,13 +194,6 @@ impl Linear {
         match self {
             Self::Dense(layer) => layer.panels.n(),
             Self::Quantized(layer) => layer.weights.n(),
-        }
-    }
-
-    fn bias(&self) -> Option<&[f32]> {
-        match self {
-            Self::Dense(layer) => layer.bias.as_deref(),
-            Self::Quantized(layer) => layer.bias.as_deref(),
         }
     }
 

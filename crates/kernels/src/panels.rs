@@ -123,22 +123,6 @@ impl Panels {
         (Self { lanes, n, k }, finite)
     }
 
-    /// Several right operands with equal `k` as one, columns behind one another.
-    pub(crate) fn concat(parts: &[&Self]) -> Option<Self> {
-        let (last, rest) = parts.split_last()?;
-        let (n, k) = (parts.iter().map(|part| part.n).sum(), last.k);
-        if parts.iter().any(|part| part.k != k) {
-            return None;
-        }
-        if rest.iter().all(|part| part.n.is_multiple_of(WIDTH)) {
-            let lanes = parts.iter().flat_map(|part| &part.lanes).copied().collect();
-            return Some(Self { lanes, n, k });
-        }
-        let rows: Vec<Vec<f32>> =
-            parts.iter().flat_map(|part| (0..part.n).map(|j| part.column(j).collect())).collect();
-        Some(Self::pack(n, k, |j| &rows[j]))
-    }
-
     /// Column `j`.
     pub(crate) fn column(&self, j: usize) -> impl Iterator<Item = f32> {
         self.panel(j / WIDTH).iter().map(move |lanes| lanes.0[j % WIDTH])

@@ -396,18 +396,6 @@ impl<const LOW: usize, const HIGH: usize, const SCALES: usize, const OFFSETS: us
         }
     }
 
-    /// As [`Panels::concat`](crate::panels::Panels::concat), where every part but the last
-    /// fills its panels.
-    fn concat(parts: &[&Self]) -> Option<Self> {
-        let (last, rest) = parts.split_last()?;
-        let whole = rest.iter().all(|part| part.k == last.k && part.n.is_multiple_of(WIDTH));
-        whole.then(|| Self {
-            blocks: parts.iter().flat_map(|part| &part.blocks).copied().collect(),
-            n: parts.iter().map(|part| part.n).sum(),
-            k: last.k,
-        })
-    }
-
     fn column(&self, j: usize, out: &mut Vec<f32>) {
         let mut lanes = [Lanes::splat(0.0); BLOCK];
         let depth = self.k / BLOCK;
@@ -467,19 +455,6 @@ macro_rules! layouts {
                     $(Layout::$layout => Self::$layout(Compact::pack(encoding, n, k, row)?),)*
                 })
             }
-
-            /// `None` if the parts differ in layout or width, or do not fill their panels.
-            fn concat(parts: &[&Self]) -> Option<Self> {
-                match parts.first()? {
-                    $(Self::$layout(_) => {
-                        let parts: Option<Vec<_>> = parts
-                            .iter()
-                            .map(|part| if let Self::$layout(part) = part { Some(part) } else { None })
-                            .collect();
-                        Compact::concat(&parts?).map(Self::$layout)
-                    })*
-                }
-            }
         }
 
         /// Runs `$body` with `$blocks` bound to the blocks of whichever layout.
@@ -534,15 +509,6 @@ impl Weights {
 
     pub(crate) fn encoding(&self) -> &'static Encoding {
         self.encoding
-    }
-
-    /// `None` if the parts differ in format or width, or (but the last) do not fill their panels.
-    pub(crate) fn concat(parts: &[&Self]) -> Option<Self> {
-        let encoding = parts.first()?.encoding;
-        let alike = parts.iter().all(|part| part.encoding.format == encoding.format);
-        let blocks: Vec<_> = parts.iter().map(|part| &part.blocks).collect();
-        let blocks = if alike { Blocks::concat(&blocks)? } else { return None };
-        Some(Self { encoding, blocks })
     }
 
     /// Appends column `j`, in `f32`.

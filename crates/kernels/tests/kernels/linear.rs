@@ -84,31 +84,6 @@ fn weights_come_back() {
     }
 }
 
-#[test]
-fn stacked_layers_give_the_same_bits() {
-    let mut data = Data::new(4);
-    for widths in [[32, 64, 40], [33, 5, 64]] {
-        let x = data.tensor(&[9, 700]);
-        let layers: Vec<Linear> = widths
-            .iter()
-            .enumerate()
-            .map(|(i, &d_out)| {
-                let bias = (i != 1).then(|| data.tensor(&[d_out]));
-                Linear::dense(&data.tensor(&[d_out, 700]), bias.as_ref()).unwrap()
-            })
-            .collect();
-        let apart: Vec<Tensor> = layers.iter().map(|layer| layer.forward(&x).unwrap()).collect();
-        let stacked = Linear::stack(&layers).unwrap();
-        assert_eq!(stacked.d_out(), widths.iter().sum::<usize>());
-        let together = stacked.forward(&x).unwrap();
-        assert_tensor_bits("stack", &together, &Tensor::cat(&apart, 1).unwrap());
-    }
-    let other = Linear::dense(&data.tensor(&[4, 8]), None).unwrap();
-    let wider = Linear::dense(&data.tensor(&[4, 9]), None).unwrap();
-    assert!(Linear::stack(&[other, wider]).is_none());
-    assert!(Linear::stack(&[]).is_none());
-}
-
 const FLOATS: [GgmlDType; 3] = [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16];
 
 /// Every format of weights, and the number of weights in its blocks.
@@ -150,28 +125,8 @@ fn quantized_has_the_bits_of_its_dequantised_weights() {
 }
 
 #[test]
-fn quantized_layers_stack() {
-    for (format, block) in formats() {
-        let (mut data, d_in) = (Data::new(6), 96.max(block));
-        let weights: Vec<Arc<QTensor>> =
-            [64, 32, 5].iter().map(|&d_out| quantized(&mut data, d_out, d_in, format)).collect();
-        let layers: Vec<Linear> =
-            weights.iter().map(|weight| Linear::quantized(weight.clone(), None).unwrap()).collect();
-        let x = data.tensor(&[3, d_in]);
-        let apart: Vec<Tensor> = layers.iter().map(|layer| layer.forward(&x).unwrap()).collect();
-        let together = Linear::stack(&layers).unwrap().forward(&x).unwrap();
-        assert_tensor_bits("stack", &together, &Tensor::cat(&apart, 1).unwrap());
-    }
+fn formats_that_are_not_built_are_refused() {
     let mut data = Data::new(7);
-    let mut layer = |format| Linear::quantized(quantized(&mut data, 32, 64, format), None).unwrap();
-    let mixed = [layer(GgmlDType::Q4_0), layer(GgmlDType::Q8_0), layer(GgmlDType::F16)];
-    assert!(Linear::stack(&mixed[..2]).is_none());
-    assert!(Linear::stack(&mixed[1..]).is_none());
-    let odd = Linear::quantized(quantized(&mut data, 5, 64, GgmlDType::Q4_0), None).unwrap();
-    assert!(Linear::stack(&[odd.clone(), odd]).is_none());
-    // One layout in memory, but two formats.
-    let mut wide = |format| Linear::quantized(quantized(&mut data, 32, 256, format), None).unwrap();
-    assert!(Linear::stack(&[wide(GgmlDType::Q4_1), wide(GgmlDType::Q4K)]).is_none());
     let other = quantized(&mut data, 4, 256, GgmlDType::Q8K);
     let error = Linear::quantized(other, None).unwrap_err();
     assert!(matches!(error, Error::Quantization { format: GgmlDType::Q8K, .. }));

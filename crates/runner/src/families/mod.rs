@@ -152,10 +152,21 @@ fn windows(
             match (sight, window) {
                 (Sight::Full, _) => Ok(None),
                 (Sight::Window, Some(window)) => Ok(Some(window)),
-                (Sight::Window, None) => Err(fields.missing("sliding_window")),
+                (Sight::Window, None) => Err(no_window(fields, layer, given)),
             }
         })
         .collect()
+}
+
+/// The refusal of a layer that should have a window where the file sets none.
+fn no_window(fields: &Fields<'_>, layer: usize, given: Option<&[Value]>) -> Error {
+    match given {
+        None => fields.missing("sliding_window"),
+        Some(kinds) => {
+            let expected = "full_attention, since no sliding_window is set or used";
+            fields.wrong(&format!("layer_types[{layer}]"), &kinds[layer], expected)
+        }
+    }
 }
 
 /// `total / divisor`, which must be whole.

@@ -92,8 +92,10 @@ impl Checkpoint {
     /// of several parts.
     fn stored_name(&self, name: &str) -> Option<&str> {
         let (prefix, rest) = name.split_once('.')?;
+        // The head is not a part of the decoder: without its name nothing is left.
+        let bare = if prefix == "lm_head" { name } else { rest };
         let others = [
-            rest.to_owned(),
+            bare.to_owned(),
             format!("language_model.{name}"),
             format!("{prefix}.language_model.{rest}"),
         ];
