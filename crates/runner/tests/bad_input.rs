@@ -618,8 +618,14 @@ fn families_check_what_is_their_own() {
             "{name} {field}: {error}"
         );
     }
-    let error = golden_with("gemma2-a", "sliding_window", json!(null));
-    assert!(matches!(&error, Error::FieldMissing { field, .. } if field == "sliding_window"));
+    for (name, named) in [("gemma2-a", "layer_types[0]"), ("gemma2-b", "sliding_window")] {
+        let error = golden_with(name, "sliding_window", json!(null));
+        let field = match &error {
+            Error::Field { field, .. } | Error::FieldMissing { field, .. } => field.as_str(),
+            _ => "",
+        };
+        assert_eq!(field, named, "{error}");
+    }
     let error = golden_with("gemma3-a", "use_bidirectional_attention", json!(true));
     assert!(matches!(&error, Error::Unsupported { found, .. } if found == "true"), "{error}");
     let error = golden_with("gemma3-mm", "text_config", json!(null));
