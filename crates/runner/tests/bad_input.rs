@@ -618,7 +618,7 @@ fn families_check_what_is_their_own() {
             "{name} {field}: {error}"
         );
     }
-    for (name, named) in [("gemma2-a", "layer_types[0]"), ("gemma2-b", "sliding_window")] {
+    for (name, named) in [("gemma2-a", "layer_types[1]"), ("gemma2-b", "sliding_window")] {
         let error = golden_with(name, "sliding_window", json!(null));
         let field = match &error {
             Error::Field { field, .. } | Error::FieldMissing { field, .. } => field.as_str(),
