@@ -14,6 +14,7 @@ import pathlib
 import numpy as np
 
 FIRST_K = 5
+HEAT_TIMES = [1, 2, 5]
 
 
 def softmax_rows(scores):
@@ -43,6 +44,19 @@ def entropy(weights):
 
 def ratio(top, bottom):
     return None if bottom == 0.0 else float(top / bottom)
+
+
+def spacing_ratio(values):
+    """Levels closer than 1e-13 of the largest coincide; pairs of zeros are counted."""
+    largest = np.abs(values).max() if len(values) else 0.0
+    spacings = np.diff(values)
+    spacings[spacings <= 1e-13 * largest] = 0.0
+    low, high = np.minimum(spacings[:-1], spacings[1:]), np.maximum(spacings[:-1], spacings[1:])
+    ratios = low[high > 0.0] / high[high > 0.0]
+    return {
+        "spacing_ratio": float(ratios.mean()) if len(ratios) else None,
+        "spacing_zero_pairs": int((high == 0.0).sum()),
+    }
 
 
 def spectrum(weights, signal, kind):
@@ -79,6 +93,12 @@ def spectrum(weights, signal, kind):
         "spectrum_variance": float(values.var()) if n else None,
         "mode_energies": modes.tolist(),
         "hfer": ratio(modes[n // 2 :].sum(), modes.sum()) if n else None,
+        "hfer_at_1": ratio(modes[values >= 1.0 - 1e-12].sum(), modes.sum()),
+        **{
+            f"heat_{time}": ratio(float((np.exp(-time * values) * modes).sum()), energy)
+            for time in HEAT_TIMES
+        },
+        **spacing_ratio(values),
         "spectral_entropy": spectral_entropy,
         "spectral_entropy_normalized": spectral_entropy / math.log(n)
         if spectral_entropy is not None and n >= 2

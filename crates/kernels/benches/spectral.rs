@@ -15,6 +15,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kernels::eigh::{eigenvalues, eigh};
 use kernels::graph::{PatternView, SymmetricGraph};
+use kernels::heat::{Probes, heat_estimates};
 use kernels::lanczos::{LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::signal::{Signal, dirichlet_energy};
@@ -141,6 +142,14 @@ fn spectra(c: &mut Criterion) {
     let gram = signal.gram().unwrap();
     group.bench_function(format!("dirichlet/{N}"), |b| {
         b.iter(|| dirichlet_energy(&operator, &gram).unwrap());
+    });
+    let (energy, rough) = (signal.energy(), dirichlet_energy(&operator, &gram).unwrap());
+    group.bench_function(format!("probes/{N}x{d}"), |b| b.iter(|| Probes::new(&signal, 1)));
+    let probes = Probes::new(&signal, 1);
+    let times = [1.0, 2.0, 5.0];
+    eprintln!("{:?}", heat_estimates(&operator, &probes, energy, rough, times).unwrap());
+    group.bench_function(format!("heat/{N}"), |b| {
+        b.iter(|| heat_estimates(&operator, &probes, energy, rough, times).unwrap());
     });
     group.bench_function(format!("moments/{N}"), |b| b.iter(|| operator.spectrum_moments()));
 

@@ -177,6 +177,41 @@ impl<'g> LaplacianOperator<'g> {
         }
     }
 
+    /// `Y = L X` of as many columns as a tile has, both of [`Self::n_padded`] rows
+    /// and zero in the padding.
+    pub(crate) fn block_product(
+        &self,
+        x: &[[f64; LANES]],
+        y: &mut [[f64; LANES]],
+        scratch: &mut Vec<[f64; LANES]>,
+    ) {
+        scratch.clear();
+        scratch.extend(x.iter().zip(&self.scale).map(|(x, s)| x.map(|x| x * s)));
+        self.graph.block_product(scratch, y);
+        let degrees = self.graph.padded_degrees();
+        for (((y, z), degree), s) in y.iter_mut().zip(&*scratch).zip(degrees).zip(&self.scale) {
+            for (y, z) in y.iter_mut().zip(z) {
+                *y = s * (degree * z - *y);
+            }
+        }
+        if self.kind == Laplacian::SymmetricNormalized {
+            for &i in &self.isolated {
+                y[i] = x[i];
+            }
+        }
+    }
+
+    /// No eigenvalue is above it: 2, or twice the largest degree for `Combinatorial`,
+    /// by Gershgorin's discs.
+    pub fn upper_bound(&self) -> f64 {
+        match self.kind {
+            Laplacian::SymmetricNormalized => 2.0,
+            Laplacian::Combinatorial => {
+                2.0 * self.graph.degrees().iter().fold(0.0_f64, |m, d| m.max(*d))
+            }
+        }
+    }
+
     /// `S`, padded with zeros.
     pub(crate) fn padded_scale(&self) -> &[f64] {
         &self.scale

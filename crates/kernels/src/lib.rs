@@ -30,6 +30,7 @@ pub mod router;
 
 pub mod eigh;
 pub mod graph;
+pub mod heat;
 pub mod lanczos;
 pub mod laplacian;
 pub mod signal;

@@ -22,7 +22,7 @@ use kernels::laplacian::Laplacian;
 
 pub use attention::{AttentionRow, LayerAttentionRow, Top, attention_statistics};
 pub use diagnose::spectra;
-pub use row::{NullReason, SpectralRow};
+pub use row::{HEAT_TIMES, HFER_CUT, NullReason, SpectralRow};
 pub use sink::{SpectralRows, SpectralSink};
 
 use crate::Analysis;
@@ -71,8 +71,8 @@ impl Preset {
 /// How eigenvalues are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Exactness {
-    /// Both ends of the spectrum by Lanczos, with certificates. What needs the
-    /// whole spectrum is null.
+    /// Both ends of the spectrum by Lanczos, with certificates, and heat energies by
+    /// random probes, with standard errors. What needs the whole spectrum is null.
     Iterative,
     /// The whole spectrum by a dense solver, in `O(n³)`.
     Dense,

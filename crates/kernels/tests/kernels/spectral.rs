@@ -4,6 +4,7 @@
 
 use kernels::eigh::{eigenvalues, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
+use kernels::heat::{Probes, TRUNCATION, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::signal::{self, Null, Signal};
@@ -294,6 +295,173 @@ fn eigenvalues_and_certificates_against_jacobi() {
                     reference::entropy(&energies),
                     1e-12,
                 );
+            }
+        }
+    }
+}
+
+const TIMES: [f64; 4] = [0.0, 0.5, 2.0, 5.0];
+
+#[test]
+fn heat_energies_against_the_power_series() {
+    let mut random = Random::new(17);
+    for (name, n, heads) in patterns() {
+        for kind in KINDS {
+            let graph = head_mean(&heads, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let dense = operator.dense().unwrap();
+            let eigen = eigh(&dense, n).unwrap();
+            let rounding = 1e-12 * operator.upper_bound();
+            assert!(eigen.values().iter().all(|v| *v <= operator.upper_bound() + rounding));
+            // Of one column every probe is that column or its negative: no scatter.
+            for d in [1, 5] {
+                let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+                let signal = Signal::new(x.clone(), n, d).unwrap();
+                let energy = signal.energy();
+                let energies = signal::mode_energies(&eigen, &signal).unwrap();
+                let dirichlet =
+                    signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap();
+                let probes = Probes::new(&signal, 1);
+                let estimates =
+                    heat_estimates(&operator, &probes, energy, dirichlet, TIMES).unwrap();
+                for (time, estimate) in TIMES.into_iter().zip(estimates) {
+                    let what = format!("{name}, {kind}, {d} columns, time {time}");
+                    let expected = reference::heat_trace(&dense, &x, n, d, time) / energy;
+                    let exact = heat_energy(eigen.values(), &energies, time).unwrap();
+                    close(&what, exact, expected, 1e-12 * n as f64);
+                    assert!(exact >= (-time * dirichlet / energy).exp() - 1e-13, "{what}");
+                    if d == 1 || time == 0.0 {
+                        close(&what, estimate.value, expected, 3.0 * TRUNCATION + 1e-13 * n as f64);
+                        close(&what, estimate.error, 0.0, 3.0 * TRUNCATION + 1e-13 * n as f64);
+                    }
+                }
+                let values = eigen.values();
+                let rounding = n as f64 * f64::EPSILON * values[n - 1].max(0.0);
+                for cut in [0.0, 0.5, 1.0] {
+                    let expected = reference::energy_share_from(values, &energies, cut, rounding);
+                    let got = signal::energy_share_from(values, &energies, cut).unwrap();
+                    close(&name, got, expected, 1e-14);
+                    assert!(cut > 0.0 || got == 1.0, "{name}: {got}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn estimated_heat_energies_are_unbiased_and_their_errors_are_right() {
+    let mut random = Random::new(19);
+    let (n, d) = (64, 24);
+    for sharpness in [0.5, 4.0] {
+        let graph = graph_of(&attention_like(&mut random, n, sharpness, 3.0), n);
+        for kind in KINDS {
+            let operator = LaplacianOperator::new(&graph, kind);
+            let eigen = eigh(&operator.dense().unwrap(), n).unwrap();
+            // Neighbouring tokens are alike, as in a residual stream.
+            let mut x: Vec<f64> = (0..n * d).map(|_| random.normal()).collect();
+            for i in d..n * d {
+                x[i] += 0.7 * x[i - d];
+            }
+            let (signal, _) = Signal::new(x, n, d).unwrap().centred(0.0).unit_rows();
+            let energies = signal::mode_energies(&eigen, &signal).unwrap();
+            let energy = signal.energy();
+            let dirichlet = signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap();
+            let seeds = 1000;
+            let mut covered = [0; TIMES.len()];
+            let mut sums = [[0.0; 2]; TIMES.len()];
+            for seed in 0..seeds {
+                let probes = Probes::new(&signal, seed);
+                let estimates =
+                    heat_estimates(&operator, &probes, energy, dirichlet, TIMES).unwrap();
+                for (k, estimate) in estimates.into_iter().enumerate() {
+                    let exact = heat_energy(eigen.values(), &energies, TIMES[k]).unwrap();
+                    let away = estimate.value - exact;
+                    covered[k] += usize::from(away.abs() <= 2.365 * estimate.error + 1e-9);
+                    sums[k][0] += away;
+                    sums[k][1] += away * away;
+                }
+            }
+            for (k, [sum, squares]) in sums.into_iter().enumerate() {
+                let what = format!("{kind}, sharpness {sharpness}, time {}", TIMES[k]);
+                let m = seeds as f64;
+                // Four standard errors of a mean over all seeds.
+                close(&what, sum / m, 0.0, 4.0 * (squares / m / m).sqrt() + 1e-9);
+                // The energies of probes are skewed, which costs a little of the nominal
+                // 95 %. At time 0 both are exact.
+                let rate = covered[k] as f64 / m;
+                assert!(rate >= 0.85 && (k == 0 || rate <= 0.98), "{what}: {rate}");
+            }
+        }
+    }
+}
+
+#[test]
+fn heat_energies_that_do_not_exist() {
+    let graph = graph_of(&[1.0, 0.0, 0.5, 0.5], 2);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let probes = Probes::new(&Signal::new(vec![1.0; 2], 2, 1).unwrap(), 1);
+    for (energy, time) in [(0.0, 1.0), (f64::NAN, 1.0), (2.0, -1.0), (2.0, f64::NAN), (2.0, 1e9)] {
+        assert!(heat_estimates(&operator, &probes, energy, 0.0, [time]).is_err());
+    }
+    let three = Probes::new(&Signal::new(vec![1.0; 3], 3, 1).unwrap(), 1);
+    assert!(heat_estimates(&operator, &three, 3.0, 0.0, [1.0]).is_err());
+    assert_eq!(heat_energy(&[0.0, 1.0], &[0.0, 0.0], 1.0), Err(Null::ZeroSignal));
+    assert_eq!(signal::energy_share_from(&[0.0], &[0.0], 1.0), Err(Null::ZeroSignal));
+    let empty = graph_of(&[0.0; 4], 2);
+    let operator = LaplacianOperator::new(&empty, Laplacian::Combinatorial);
+    let [still] = heat_estimates(&operator, &probes, 2.0, 0.0, [3.0]).unwrap();
+    assert_eq!((still.value, still.error), (1.0, 0.0));
+}
+
+#[test]
+fn spacing_ratios() {
+    use std::f64::consts::{LN_2, PI};
+    let ladder: Vec<f64> = (0..50).map(|k| 0.25 * f64::from(k)).collect();
+    assert_eq!(signal::spacing_ratio(&ladder).mean, Ok(1.0));
+    assert_eq!(signal::spacing_ratio(&[0.0, 1.0]).mean, Err(Null::TooFewNodes));
+    assert_eq!(signal::spacing_ratio(&[]).mean, Err(Null::TooFewNodes));
+    let same = signal::spacing_ratio(&[0.0; 5]);
+    assert_eq!((same.mean, same.n_zero_pairs), (Err(Null::ZeroSpacings), 3));
+
+    // A cycle's levels come in pairs: every spacing of 0 stands between two others.
+    let n = 9;
+    let cycle = graph_of(&edges(n, (0..n).map(|i| (i, (i + 1) % n))), n);
+    let operator = LaplacianOperator::new(&cycle, Laplacian::SymmetricNormalized);
+    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.0), 0));
+    // A complete graph has one level besides 0.
+    let complete = graph_of(&edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j)))), n);
+    let operator = LaplacianOperator::new(&complete, Laplacian::Combinatorial);
+    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.0), n - 3));
+    // A path's levels are 2 − 2 cos(πk/n).
+    let path = graph_of(&edges(n, (1..n).map(|i| (i - 1, i))), n);
+    let operator = LaplacianOperator::new(&path, Laplacian::Combinatorial);
+    let level = |k: usize| 2.0 - 2.0 * (PI * k as f64 / n as f64).cos();
+    let spacing = |k: usize| level(k + 1) - level(k);
+    let ratio = |k: usize| (spacing(k) / spacing(k + 1)).min(spacing(k + 1) / spacing(k));
+    let expected = (0..n - 2).map(ratio).sum::<f64>() / (n - 2) as f64;
+    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    close("path", found.mean.unwrap(), expected, 1e-13);
+
+    // Independent levels: 2 ln 2 − 1, within four standard errors.
+    let mut random = Random::new(23);
+    let mut levels: Vec<f64> = (0..20_000).map(|_| random.uniform()).collect();
+    levels.sort_by(f64::total_cmp);
+    close("independent", signal::spacing_ratio(&levels).mean.unwrap(), 2.0 * LN_2 - 1.0, 0.01);
+
+    for (name, n, heads) in patterns() {
+        let graph = head_mean(&heads, n);
+        for kind in KINDS {
+            let operator = LaplacianOperator::new(&graph, kind);
+            let values = eigenvalues(&operator.dense().unwrap(), n).unwrap();
+            let found = signal::spacing_ratio(&values);
+            let rounding = n as f64 * f64::EPSILON * values[n - 1].max(0.0);
+            let (mean, zero_pairs) = reference::spacing_ratio(&values, rounding);
+            assert_eq!(found.n_zero_pairs, zero_pairs, "{name}");
+            match found.mean {
+                Ok(got) => close(&name, got, mean, 1e-14),
+                Err(_) => assert!(mean.is_nan(), "{name}"),
             }
         }
     }
