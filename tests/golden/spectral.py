@@ -15,6 +15,12 @@ import numpy as np
 
 FIRST_K = 5
 HEAT_TIMES = [1, 2, 5]
+RUNS = [
+    ("controlled", "symmetric-normalized"),
+    ("controlled", "random-walk"),
+    ("paper", "combinatorial"),
+    ("paper", "random-walk"),
+]
 
 
 def softmax_rows(scores):
@@ -62,13 +68,25 @@ def spacing_ratio(values):
 def spectrum(weights, signal, kind):
     """All diagnostics of one graph with one signal; None where undefined."""
     n = len(weights)
-    matrix = laplacian(weights, kind)
+    degree = weights.sum(axis=1)
+    walks = kind == "random-walk"
+    # Similar to the random walk's, which is symmetric in the inner product of D only.
+    matrix = laplacian(weights, "symmetric-normalized" if walks else kind)
+    if walks and n:
+        inverse = np.array([0.0 if d == 0.0 else 1.0 / d for d in degree])
+        own = np.sort(np.linalg.eigvals(np.eye(n) - inverse[:, None] * weights).real)
+        assert np.abs(own - np.linalg.eigvalsh(matrix)).max() < 1e-6
     values, vectors = np.linalg.eigh(matrix) if n else (np.zeros(0), np.zeros((0, 0)))
     # A Laplacian of self-loops alone is zero up to rounding of 1 - d/d.
     if n and np.abs(values).max() < 1e-14:
         values = np.zeros(n)
-    energy = float((signal**2).sum())
-    dirichlet = float(np.trace(signal.T @ matrix @ signal))
+    if walks:
+        energy = float((degree[:, None] * signal**2).sum())
+        dirichlet = float(np.trace(signal.T @ (np.diag(degree) - weights) @ signal))
+        signal = np.sqrt(degree)[:, None] * signal
+    else:
+        energy = float((signal**2).sum())
+        dirichlet = float(np.trace(signal.T @ matrix @ signal))
     modes = ((vectors.T @ signal) ** 2).sum(axis=1)
     largest = float(values[-1]) if n else None
     rayleigh = ratio(dirichlet, energy)
@@ -127,12 +145,12 @@ def controlled(pattern, signal):
     return symmetric(pattern), signal.reshape(len(pattern), width), zero_rows
 
 
-def preset_row(preset, pattern, signal):
+def preset_row(preset, kind, pattern, signal):
     if preset == "controlled":
         weights, signal, zero_rows = controlled(pattern, signal)
-        return spectrum(weights, signal, "symmetric-normalized") | {"zero_rows": zero_rows}
+        return spectrum(weights, signal, kind) | {"zero_rows": zero_rows}
     zero_rows = int((np.linalg.norm(signal, axis=1) == 0.0).sum())
-    return spectrum(symmetric(pattern), signal, "combinatorial") | {"zero_rows": zero_rows}
+    return spectrum(symmetric(pattern), signal, kind) | {"zero_rows": zero_rows}
 
 
 def attention_row(pattern):
@@ -200,10 +218,10 @@ def main():
                 graphs.append(
                     {"head": head, "laplacian": kind} | spectrum(symmetric(pattern), signal, kind)
                 )
-            for preset in ["controlled", "paper"]:
-                row = preset_row(preset, pattern, signal)
+            for preset, kind in RUNS:
+                row = preset_row(preset, kind, pattern, signal)
                 del row["eigenvalues"], row["mode_energies"]
-                rows.append({"head": head, "preset": preset} | row)
+                rows.append({"head": head, "preset": preset, "laplacian": kind} | row)
         out.append(
             {
                 "name": name,

@@ -103,7 +103,8 @@ pub fn heat_energy(values: &[f64], energies: &[f64], time: f64) -> Value {
 /// ```
 ///
 /// `energy` is `‖X‖²` and `dirichlet` `Tr(XᵀLX)`, both exact. One estimate per
-/// time, all of the same probes.
+/// time, all of the same probes. For `RandomWalk` both are those of its inner
+/// product, and the probes still of `X` itself.
 ///
 /// # Numerics
 /// `e^{−tL} = Σ_k (2 − δ_k0)(−1)^k e^{−x} I_k(x) T_k(L/a − 1)` with `a = ½ λ_bound`
@@ -177,6 +178,10 @@ fn moments(
     steps: usize,
 ) -> Vec<[f64; N_PROBES]> {
     let mut previous = probes.rows.clone();
+    for (row, scale) in previous.iter_mut().zip(laplacian.coordinate_scale().into_iter().flatten())
+    {
+        *row = row.map(|value| value * scale);
+    }
     let mut scratch = Vec::new();
     let mut product = vec![[0.0; N_PROBES]; previous.len()];
     laplacian.block_product(&previous, &mut product, &mut scratch);

@@ -11,6 +11,8 @@
 //! A quantity that has no value for its input, such as a ratio to the energy of
 //! a zero signal, is [`Null`] with the reason, never a number made up by an ε.
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -18,7 +20,7 @@ use rayon::prelude::*;
 
 use crate::eigh::Eigen;
 use crate::graph::LANES;
-use crate::laplacian::LaplacianOperator;
+use crate::laplacian::{Laplacian, LaplacianOperator};
 use crate::{Error, Result};
 
 /// Why a quantity has no value.
@@ -215,6 +217,28 @@ impl Signal {
         self.values.chunks(self.d.max(1)).map(|row| row.iter().map(|v| v * v).sum::<f64>()).sum()
     }
 
+    /// The signal in the coordinates in which a Laplacian is symmetric: `D^½X` for
+    /// `RandomWalk`, else `X` itself. Its transform is that of the Laplacian's own
+    /// inner product, `X̂ = UᵀD^½X`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless the signal has one row per node.
+    pub fn in_coordinates_of(&self, laplacian: &LaplacianOperator<'_>) -> Result<Cow<'_, Self>> {
+        if self.n_nodes != laplacian.n_nodes() {
+            return Err(rows_per_node("graph signal", laplacian, self.n_nodes));
+        }
+        let Some(scale) = laplacian.coordinate_scale() else {
+            return Ok(Cow::Borrowed(self));
+        };
+        let mut signal = self.clone();
+        for (row, scale) in signal.values.chunks_exact_mut(self.d.max(1)).zip(scale) {
+            for value in row {
+                *value *= scale;
+            }
+        }
+        Ok(Cow::Owned(signal))
+    }
+
     /// `XXᵀ`, for [`dirichlet_energy`].
     ///
     /// # Numerics
@@ -276,7 +300,31 @@ impl Gram {
     }
 }
 
-/// `Tr(XᵀLX) = Σ_k λ_k e_k`, without an eigendecomposition.
+fn rows_per_node(op: &'static str, laplacian: &LaplacianOperator<'_>, got: usize) -> Error {
+    let expected = format_args!("{} rows, one per node", laplacian.n_nodes());
+    Error::shape(op, "signal", expected, &[got])
+}
+
+/// `‖X‖²` in the inner product of a Laplacian: `Tr(XᵀDX)` for `RandomWalk`, else
+/// `Tr(XᵀX)`. The sum of its mode energies.
+///
+/// # Errors
+/// [`Error::Shape`] unless the Gram matrix has one row per node.
+pub fn energy(laplacian: &LaplacianOperator<'_>, gram: &Gram) -> Result<f64> {
+    if gram.n_nodes != laplacian.n_nodes() {
+        return Err(rows_per_node("signal energy", laplacian, gram.n_nodes));
+    }
+    let own = (0..gram.n_nodes).map(|i| gram.lower[i * gram.stride + i]);
+    Ok(match laplacian.kind() {
+        Laplacian::Combinatorial | Laplacian::SymmetricNormalized => own.sum(),
+        Laplacian::RandomWalk => {
+            own.zip(laplacian.graph().degrees()).map(|(own, degree)| degree * own).sum()
+        }
+    })
+}
+
+/// `Tr(XᵀLX) = Σ_k λ_k e_k`, without an eigendecomposition; for `RandomWalk`, in its
+/// inner product, `Tr(XᵀDLX) = Tr(Xᵀ(D − W)X)`.
 ///
 /// ```
 /// use kernels::graph::{PatternView, SymmetricGraph};
@@ -299,12 +347,11 @@ impl Gram {
 /// [`Error::Shape`] unless the Gram matrix has one row per node.
 pub fn dirichlet_energy(laplacian: &LaplacianOperator<'_>, gram: &Gram) -> Result<f64> {
     if gram.n_nodes != laplacian.n_nodes() {
-        return Err(Error::shape(
-            "dirichlet energy",
-            "signal",
-            format_args!("{} rows, one per node", laplacian.n_nodes()),
-            &[gram.n_nodes],
-        ));
+        return Err(rows_per_node("dirichlet energy", laplacian, gram.n_nodes));
+    }
+    if laplacian.kind() == Laplacian::RandomWalk {
+        let combinatorial = LaplacianOperator::new(laplacian.graph(), Laplacian::Combinatorial);
+        return dirichlet_energy(&combinatorial, gram);
     }
     let scale = laplacian.padded_scale();
     let blocks = scale.as_chunks::<LANES>().0;

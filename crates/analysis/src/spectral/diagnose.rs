@@ -183,7 +183,6 @@ struct Prepared {
     signal: Signal,
     gram: Gram,
     probes: Probes,
-    energy: f64,
     zero_rows: usize,
 }
 
@@ -202,7 +201,6 @@ impl Prepared {
         Ok(Self {
             gram: signal.gram()?,
             probes: Probes::new(&signal, PROBE_SEED),
-            energy: signal.energy(),
             zero_rows,
             signal,
         })
@@ -217,7 +215,7 @@ fn diagnose(
     lanczos: &LanczosOptions,
 ) -> Result<SpectralRow> {
     let LayerGraph { run, head, graph } = graph;
-    let laplacian = run.preset.laplacian();
+    let laplacian = run.laplacian;
     let exactness = run.effective_exactness();
     let operator = LaplacianOperator::new(graph, laplacian);
     let n_nodes = graph.n_nodes();
@@ -237,11 +235,15 @@ fn diagnose(
             (Ends::dense(&operator, &eigen).map_err(failed)?, Some(eigen))
         }
     };
+    let energy = signal::energy(&operator, &prepared.gram).map_err(failed)?;
     let dirichlet = signal::dirichlet_energy(&operator, &prepared.gram).map_err(failed)?;
     let moments = operator.spectrum_moments();
     let whole = match &eigen {
-        None => Whole::absent(&operator, prepared, dirichlet),
-        Some(eigen) => Whole::new(eigen, &prepared.signal),
+        None => Whole::absent(&operator, &prepared.probes, energy, dirichlet),
+        Some(eigen) => prepared
+            .signal
+            .in_coordinates_of(&operator)
+            .and_then(|signal| Whole::new(eigen, &signal)),
     };
     let whole = whole.map_err(failed)?;
 
@@ -256,7 +258,7 @@ fn diagnose(
     let present = |value: Option<f64>| value.ok_or(Null::TooFewNodes);
     let fiedler = present(ends.fiedler.map(|end| end.value));
     let largest = present(ends.lambda_max.map(|end| end.value));
-    let (energy, defined) = (prepared.energy, |value: signal::Value| value.map_err(undefined));
+    let defined = |value: signal::Value| value.map_err(undefined);
     Ok(SpectralRow {
         request: source.request,
         layer: source.layer,
@@ -399,12 +401,12 @@ type Heat = std::result::Result<Estimate, NullReason>;
 impl Whole {
     fn absent(
         operator: &LaplacianOperator<'_>,
-        prepared: &Prepared,
+        probes: &Probes,
+        energy: f64,
         dirichlet: f64,
     ) -> kernels::Result<Self> {
-        let heat = if prepared.energy > 0.0 {
-            let Prepared { probes, energy, .. } = prepared;
-            heat_estimates(operator, probes, *energy, dirichlet, HEAT_TIMES)?.map(Ok)
+        let heat = if energy > 0.0 {
+            heat_estimates(operator, probes, energy, dirichlet, HEAT_TIMES)?.map(Ok)
         } else {
             [Err(undefined(Null::ZeroSignal)); HEAT_TIMES.len()]
         };

@@ -59,7 +59,7 @@ impl Preset {
         }
     }
 
-    /// The Laplacian that the preset uses.
+    /// The Laplacian that the preset uses unless a [`Run`] names another.
     pub fn laplacian(self) -> Laplacian {
         match self {
             Self::Controlled => Laplacian::SymmetricNormalized,
@@ -116,6 +116,8 @@ impl Graphs {
 pub struct Run {
     /// The preset.
     pub preset: Preset,
+    /// Which Laplacian: as a rule the preset's. Rows name it.
+    pub laplacian: Laplacian,
     /// The graphs.
     pub graphs: Graphs,
     /// How eigenvalues are found; [`Preset::Paper`] is dense whatever stands here.
@@ -140,7 +142,7 @@ impl From<Preset> for Run {
             Preset::Paper => Graphs::HeadMean,
         };
         let exactness = Exactness::Iterative;
-        let run = Self { preset, graphs, exactness };
+        let run = Self { preset, laplacian: preset.laplacian(), graphs, exactness };
         Self { exactness: run.effective_exactness(), ..run }
     }
 }

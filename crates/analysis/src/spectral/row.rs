@@ -75,9 +75,10 @@ pub struct SpectralRow {
     pub converged: bool,
     /// `λ_1/λ_max`.
     pub connectivity_ratio: Option<f64>,
-    /// `Tr(XᵀLX)`.
+    /// `Tr(XᵀLX)`; under `RandomWalk`, in its inner product, `Tr(Xᵀ(D − W)X)`, and so
+    /// for everything below that speaks of the signal's energy.
     pub dirichlet: Option<f64>,
-    /// `‖X‖²`.
+    /// `‖X‖² = Tr(XᵀX)`; under `RandomWalk` `Tr(XᵀDX)`.
     pub energy: Option<f64>,
     /// `Tr(XᵀLX)/‖X‖²`: high is rough.
     pub rayleigh: Option<f64>,

@@ -6,6 +6,7 @@ use analysis::spectral::{
 use candle_core::{Device, Tensor};
 use hooks::{ActivationSink, HookPoint, LayerInfo, MlpInfo, ModelInfo, Selection, Site, Statistic};
 use kernels::lanczos::LanczosOptions;
+use kernels::laplacian::Laplacian;
 use kernels::signal::Null;
 use serde_json::Value;
 
@@ -78,29 +79,43 @@ impl Case {
 }
 
 fn dense(preset: Preset) -> Run {
-    Run { preset, graphs: Graphs::HeadsAndMean, exactness: Exactness::Dense }
+    Run { graphs: Graphs::HeadsAndMean, exactness: Exactness::Dense, ..preset.into() }
 }
 
 fn iterative(graphs: Graphs) -> Run {
-    Run { preset: Preset::Controlled, graphs, exactness: Exactness::Iterative }
+    Run { graphs, exactness: Exactness::Iterative, ..Preset::Controlled.into() }
+}
+
+fn random_walk(run: Run) -> Run {
+    Run { laplacian: Laplacian::RandomWalk, ..run }
 }
 
 #[test]
 fn rows_are_the_golden_ones() {
     for value in golden("spectral") {
         let (case, name) = (Case::of(&value), value["name"].as_str().unwrap().to_owned());
-        let runs =
-            [dense(Preset::Controlled), iterative(Graphs::HeadsAndMean), dense(Preset::Paper)];
+        let runs = [
+            dense(Preset::Controlled),
+            iterative(Graphs::HeadsAndMean),
+            random_walk(dense(Preset::Controlled)),
+            random_walk(iterative(Graphs::HeadsAndMean)),
+            dense(Preset::Paper),
+            random_walk(dense(Preset::Paper)),
+        ];
         let options = LanczosOptions::default();
         let rows = spectra(SOURCE, &case.pattern(), &case.heads(), &case.signal(), &runs, &options)
             .unwrap();
-        assert_eq!(rows.len(), 3 * (case.n_heads + 1));
+        assert_eq!(rows.len(), runs.len() * (case.n_heads + 1));
         for row in &rows {
             let head = row.head.map_or(Value::Null, Value::from);
             let expected = value["presets"].as_array().unwrap().iter();
             let expected = expected
                 .clone()
-                .find(|e| e["head"] == head && e["preset"] == row.preset.name())
+                .find(|e| {
+                    e["head"] == head
+                        && e["preset"] == row.preset.name()
+                        && e["laplacian"] == row.laplacian.name()
+                })
                 .unwrap();
             check_row(&name, row, expected);
         }
@@ -110,8 +125,9 @@ fn rows_are_the_golden_ones() {
 fn check_row(name: &str, row: &SpectralRow, expected: &Value) {
     let what = |column: &str| {
         format!(
-            "{name}, {}, {}, head {:?}: {column}",
+            "{name}, {}, {}, {}, head {:?}: {column}",
             row.preset.name(),
+            row.laplacian.name(),
             row.exactness.name(),
             row.head
         )

@@ -19,5 +19,6 @@ pub use linear::linear;
 pub use moe::moe_token;
 pub use router::route_softmax_top_k;
 pub use signal::{
-    dirichlet_energy, energy_share_from, entropy, heat_trace, mode_energies, moments, spacing_ratio,
+    diffuse, dirichlet_energy, energy_share_from, entropy, heat_trace, mode_energies, moments,
+    spacing_ratio, weighted_energy,
 };

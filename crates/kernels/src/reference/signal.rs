@@ -28,9 +28,20 @@ pub fn mode_energies(vectors: &[f64], signal: &[f64], n: usize, d: usize) -> Vec
     energies
 }
 
-/// `Tr(Xᵀ e^{−tL} X)` of an `n × n` Laplacian and an `n × d` signal, row-major:
+/// `Tr(XᵀDX)`, `D` the diagonal matrix of `weights`.
+pub fn weighted_energy(weights: &[f64], signal: &[f64], d: usize) -> f64 {
+    let mut energy = 0.0;
+    for (i, weight) in weights.iter().enumerate() {
+        for c in 0..d {
+            energy += weight * signal[i * d + c] * signal[i * d + c];
+        }
+    }
+    energy
+}
+
+/// `e^{−tL} X` of an `n × n` Laplacian and an `n × d` signal, row-major:
 /// the exponential's power series, over steps of time so short that it converges fast.
-pub fn heat_trace(laplacian: &[f64], signal: &[f64], n: usize, d: usize, time: f64) -> f64 {
+pub fn diffuse(laplacian: &[f64], signal: &[f64], n: usize, d: usize, time: f64) -> Vec<f64> {
     let largest_row = (0..n)
         .map(|i| laplacian[i * n..(i + 1) * n].iter().map(|v| v.abs()).sum::<f64>())
         .fold(0.0, f64::max);
@@ -55,7 +66,12 @@ pub fn heat_trace(laplacian: &[f64], signal: &[f64], n: usize, d: usize, time: f
             }
         }
     }
-    y.iter().zip(signal).map(|(y, x)| y * x).sum()
+    y
+}
+
+/// `Tr(Xᵀ e^{−tL} X)` of an `n × n` Laplacian and an `n × d` signal, row-major.
+pub fn heat_trace(laplacian: &[f64], signal: &[f64], n: usize, d: usize, time: f64) -> f64 {
+    diffuse(laplacian, signal, n, d, time).iter().zip(signal).map(|(y, x)| y * x).sum()
 }
 
 /// `Σ_{λ_k ≥ cut} e_k / Σ e_k`, eigenvalues within `tolerance` below the cut included.

@@ -414,6 +414,87 @@ fn heat_energies_that_do_not_exist() {
 }
 
 #[test]
+fn the_random_walk_laplacian_in_its_own_inner_product() {
+    let mut random = Random::new(29);
+    let mut cases = patterns();
+    // Nodes 1 and 2 alone.
+    cases.push(("isolated".to_owned(), 4, vec![edges(4, [(0, 3)])]));
+    for (name, n, heads) in cases {
+        let graph = head_mean(&heads, n);
+        let operator = LaplacianOperator::new(&graph, Laplacian::RandomWalk);
+        let eigen = eigh(&operator.dense().unwrap(), n).unwrap();
+        let weights: Vec<f64> = (0..n * n).map(|k| f64::from(graph.weight(k / n, k % n))).collect();
+        let matrix = reference::laplacian(&weights, n, Laplacian::RandomWalk);
+        let degrees = graph.degrees();
+        assert_eq!(operator.n_isolated(), degrees.iter().filter(|d| **d == 0.0).count());
+
+        // Right eigenvectors D^-½u; a node alone is one by itself.
+        for k in 0..n {
+            let vector = eigen.vector(k);
+            let right: Vec<f64> = vector
+                .iter()
+                .zip(degrees)
+                .map(|(v, d)| if *d > 0.0 { v / d.sqrt() } else { *v })
+                .collect();
+            let size = right.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+            for i in 0..n {
+                let row: f64 = (0..n).map(|j| matrix[i * n + j] * right[j]).sum();
+                close(&name, row, eigen.values()[k] * right[i], 1e-12 * n as f64 * size);
+            }
+        }
+        let symmetric = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+        assert_eq!(found(&graph, Laplacian::RandomWalk), found(&graph, symmetric.kind()));
+        assert_eq!(operator.dense().unwrap(), symmetric.dense().unwrap());
+
+        let d = 3;
+        let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+        let signal = Signal::new(x.clone(), n, d).unwrap();
+        let gram = signal.gram().unwrap();
+        let energy = signal::energy(&operator, &gram).unwrap();
+        close(&name, energy, reference::weighted_energy(degrees, &x, d), 1e-13 * energy);
+        close(&name, signal::energy(&symmetric, &gram).unwrap(), signal.energy(), 1e-12 * n as f64);
+        // ½ Σ W_ij ‖x_i − x_j‖².
+        let mut differences = 0.0;
+        for k in 0..n * n {
+            for c in 0..d {
+                differences += 0.5 * weights[k] * (x[k / n * d + c] - x[k % n * d + c]).powi(2);
+            }
+        }
+        let dirichlet = signal::dirichlet_energy(&operator, &gram).unwrap();
+        close(&name, dirichlet, differences, 1e-13 * (1.0 + energy) * n as f64);
+        let coordinates = signal.in_coordinates_of(&operator).unwrap();
+        let energies = signal::mode_energies(&eigen, &coordinates).unwrap();
+        close(&name, energies.iter().sum(), energy, 1e-12 * energy);
+        let by_modes: f64 = energies.iter().zip(eigen.values()).map(|(e, v)| e * v).sum();
+        close(&name, by_modes, dirichlet, 1e-12 * (1.0 + energy) * n as f64);
+
+        // Of one column every probe is that column or its negative.
+        let column: Vec<f64> = x.iter().step_by(d).copied().collect();
+        let single = Signal::new(column.clone(), n, 1).unwrap();
+        let gram = single.gram().unwrap();
+        let energy = signal::energy(&operator, &gram).unwrap();
+        let dirichlet = signal::dirichlet_energy(&operator, &gram).unwrap();
+        let coordinates = single.in_coordinates_of(&operator).unwrap();
+        let energies = signal::mode_energies(&eigen, &coordinates).unwrap();
+        let probes = Probes::new(&single, 1);
+        let estimates = heat_estimates(&operator, &probes, energy, dirichlet, TIMES).unwrap();
+        for (time, estimate) in TIMES.into_iter().zip(estimates) {
+            let cooled = reference::diffuse(&matrix, &column, n, 1, time);
+            let expected: f64 =
+                (0..n).map(|i| column[i] * degrees[i] * cooled[i]).sum::<f64>() / energy;
+            let exact = heat_energy(eigen.values(), &energies, time).unwrap();
+            close(&name, exact, expected, 1e-12 * n as f64);
+            close(&name, estimate.value, expected, 3.0 * TRUNCATION + 1e-12 * n as f64);
+        }
+    }
+    let graph = graph_of(&[1.0, 0.0, 0.5, 0.5], 2);
+    let operator = LaplacianOperator::new(&graph, Laplacian::RandomWalk);
+    let three = Signal::new(vec![1.0; 3], 3, 1).unwrap();
+    assert!(signal::energy(&operator, &three.gram().unwrap()).is_err());
+    assert!(three.in_coordinates_of(&operator).is_err());
+}
+
+#[test]
 fn spacing_ratios() {
     use std::f64::consts::{LN_2, PI};
     let ladder: Vec<f64> = (0..50).map(|k| 0.25 * f64::from(k)).collect();
