@@ -18,6 +18,7 @@ use kernels::graph::{PatternView, SymmetricGraph};
 use kernels::heat::{Probes, heat_estimates};
 use kernels::lanczos::{LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
+use kernels::quadrature::{Quadrature, QuadratureOptions};
 use kernels::signal::{Signal, dirichlet_energy};
 
 #[path = "../tests/kernels/graphs.rs"]
@@ -150,6 +151,10 @@ fn spectra(c: &mut Criterion) {
     eprintln!("{:?}", heat_estimates(&operator, &probes, energy, rough, times).unwrap());
     group.bench_function(format!("heat/{N}"), |b| {
         b.iter(|| heat_estimates(&operator, &probes, energy, rough, times).unwrap());
+    });
+    let probes = QuadratureOptions::default();
+    group.bench_function(format!("quadrature/{N}"), |b| {
+        b.iter(|| Quadrature::run(&operator, &probes).unwrap());
     });
     group.bench_function(format!("moments/{N}"), |b| b.iter(|| operator.spectrum_moments()));
 

@@ -33,6 +33,7 @@ pub mod graph;
 pub mod heat;
 pub mod lanczos;
 pub mod laplacian;
+pub mod quadrature;
 pub mod signal;
 
 mod math;

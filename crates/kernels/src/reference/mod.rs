@@ -19,6 +19,7 @@ pub use linear::linear;
 pub use moe::moe_token;
 pub use router::route_softmax_top_k;
 pub use signal::{
-    diffuse, dirichlet_energy, energy_share_from, entropy, heat_trace, mode_energies, moments,
-    spacing_ratio, weighted_energy,
+    density_of_states, diffuse, dirichlet_energy, energy_share_from, entropy, form_factor,
+    free_energy_and_heat_capacity, heat_trace, mode_energies, moments, spacing_ratio,
+    weighted_energy,
 };

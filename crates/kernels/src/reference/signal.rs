@@ -108,6 +108,32 @@ pub fn spacing_ratio(values: &[f64], tolerance: f64) -> (f64, usize) {
     (sum / pairs, zero_pairs)
 }
 
+/// `(1/n) Σ_k` of normal densities of standard deviation `width` around the eigenvalues.
+pub fn density_of_states(values: &[f64], x: f64, width: f64) -> f64 {
+    let mut sum = 0.0;
+    for value in values {
+        let z = (x - value) / width;
+        sum += (-0.5 * z * z).exp() / (width * (2.0 * std::f64::consts::PI).sqrt());
+    }
+    sum / values.len() as f64
+}
+
+/// `−ln(Z/n)/β` and `β² Var_β(λ)`, `Z = Σ e^{−βλ}`.
+pub fn free_energy_and_heat_capacity(values: &[f64], beta: f64) -> (f64, f64) {
+    let weights: Vec<f64> = values.iter().map(|value| (-beta * value).exp()).collect();
+    let z: f64 = weights.iter().sum();
+    let mean = weights.iter().zip(values).map(|(w, v)| w * v).sum::<f64>() / z;
+    let squares = weights.iter().zip(values).map(|(w, v)| w * (v - mean) * (v - mean));
+    (-(z / values.len() as f64).ln() / beta, beta * beta * squares.sum::<f64>() / z)
+}
+
+/// `|Σ_k e^{iλ_k τ}|²/n²`.
+pub fn form_factor(values: &[f64], tau: f64) -> f64 {
+    let re: f64 = values.iter().map(|value| (tau * value).cos()).sum();
+    let im: f64 = values.iter().map(|value| (tau * value).sin()).sum();
+    (re * re + im * im) / (values.len() * values.len()) as f64
+}
+
 /// Mean and variance of a list of eigenvalues.
 pub fn moments(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;

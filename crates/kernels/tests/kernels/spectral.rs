@@ -4,9 +4,10 @@
 
 use kernels::eigh::{eigenvalues, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
-use kernels::heat::{Probes, TRUNCATION, heat_energy, heat_estimates};
+use kernels::heat::{Estimate, Probes, TRUNCATION, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
+use kernels::quadrature::{Quadrature, QuadratureOptions};
 use kernels::signal::{self, Null, Signal};
 use kernels::{Error, reference};
 
@@ -492,6 +493,149 @@ fn the_random_walk_laplacian_in_its_own_inner_product() {
     let three = Signal::new(vec![1.0; 3], 3, 1).unwrap();
     assert!(signal::energy(&operator, &three.gram().unwrap()).is_err());
     assert!(three.in_coordinates_of(&operator).is_err());
+}
+
+const WIDTH: f64 = 0.1;
+
+/// Every functional of a quadrature, and the same of the eigenvalues.
+fn functionals(quadrature: &Quadrature, values: &[f64]) -> Vec<(String, Estimate, f64)> {
+    let mut all = Vec::new();
+    for beta in [0.5, 2.0, 8.0] {
+        let (free_energy, heat_capacity) = reference::free_energy_and_heat_capacity(values, beta);
+        let partition = values.iter().map(|value| (-beta * value).exp()).sum();
+        all.push((format!("Z({beta})"), quadrature.partition(beta).unwrap(), partition));
+        let name = format!("free energy at {beta}");
+        all.push((name, quadrature.free_energy(beta).unwrap(), free_energy));
+        let name = format!("heat capacity at {beta}");
+        all.push((name, quadrature.heat_capacity(beta).unwrap(), heat_capacity));
+    }
+    let grid = [0.3, 0.8, 1.0];
+    for (x, got) in grid.into_iter().zip(quadrature.density(&grid, WIDTH).unwrap()) {
+        let expected = reference::density_of_states(values, x, WIDTH);
+        all.push((format!("density at {x}"), got, expected));
+    }
+    for tau in [1.0, 4.0] {
+        let got = quadrature.form_factor(tau).unwrap();
+        all.push((format!("form factor at {tau}"), got, reference::form_factor(values, tau)));
+    }
+    let positive: Vec<f64> = values.iter().map(|value| value.max(0.0)).collect();
+    let entropy = quadrature.eigenvalue_entropy().unwrap().unwrap();
+    all.push(("eigenvalue entropy".to_owned(), entropy, reference::entropy(&positive)));
+    all
+}
+
+#[test]
+fn quadrature_is_exact_where_probes_agree() {
+    // One eigenvalue besides that of the null vector, or none: no scatter.
+    for n in [2usize, 3, 8, 33] {
+        let complete = edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j))));
+        for (pattern, kind) in [
+            (complete.clone(), Laplacian::SymmetricNormalized),
+            (complete.iter().map(|a| a / n as f32).collect(), Laplacian::Combinatorial),
+            (vec![0.0; n * n], Laplacian::RandomWalk),
+        ] {
+            let graph = graph_of(&pattern, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let values = eigenvalues(&operator.dense().unwrap(), n).unwrap();
+            let quadrature = Quadrature::run(&operator, &QuadratureOptions::default()).unwrap();
+            assert_eq!(quadrature.recurrences().len(), 16);
+            for (name, got, expected) in functionals(&quadrature, &values) {
+                let tolerance = 1e-6 * expected.abs().max(1.0);
+                close(&format!("{n} nodes, {kind}, {name}"), got.value, expected, tolerance);
+                close(&format!("{n} nodes, {kind}, error of {name}"), got.error, 0.0, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn quadrature_errors_cover_the_truth() {
+    let mut random = Random::new(31);
+    let n = 96;
+    for sharpness in [0.5, 4.0] {
+        for (kind, sink) in [(Laplacian::SymmetricNormalized, 3.0), (Laplacian::Combinatorial, 0.0)]
+        {
+            let heads: Vec<_> =
+                (0..2).map(|_| attention_like(&mut random, n, sharpness, sink)).collect();
+            let graph = head_mean(&heads, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let values = eigenvalues(&operator.dense().unwrap(), n).unwrap();
+            let seeds = 200;
+            let mut covered: Vec<(String, usize)> = Vec::new();
+            for seed in 0..seeds {
+                let options = QuadratureOptions { n_probes: 16, steps: 48, seed };
+                let quadrature = Quadrature::run(&operator, &options).unwrap();
+                let found = functionals(&quadrature, &values);
+                covered.resize(found.len(), (String::new(), 0));
+                for (count, (name, got, expected)) in covered.iter_mut().zip(found) {
+                    // 95 % of Student's distribution with 15 degrees of freedom.
+                    let hit = (got.value - expected).abs() <= 2.131 * got.error;
+                    *count = (name, count.1 + usize::from(hit));
+                }
+            }
+            for (name, hits) in covered {
+                let rate = hits as f64 / seeds as f64;
+                assert!((0.85..1.0).contains(&rate), "{kind}, {sharpness}, {name}: {rate}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quadrature_has_the_same_bits_on_any_number_of_threads() {
+    let graph = graph_of(&attention_like(&mut Random::new(37), 70, 2.0, 3.0), 70);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| Quadrature::run(&operator, &QuadratureOptions::default()).unwrap())
+    };
+    let quadrature = run(1);
+    assert_eq!(quadrature, run(3));
+    assert!(quadrature.recurrences().iter().all(|r| r.alpha.len() == r.beta.len() + 1));
+    assert_eq!(quadrature.n_nodes(), 70);
+    let all = quadrature.trace_of(|_| 1.0).unwrap();
+    close("number of nodes", all.value, 70.0, 1e-10);
+}
+
+#[test]
+fn quadratures_that_do_not_exist() {
+    let graph = graph_of(&attention_like(&mut Random::new(41), 40, 2.0, 3.0), 40);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let options = QuadratureOptions::default();
+    for bad in [
+        QuadratureOptions { n_probes: 7, ..options },
+        QuadratureOptions { n_probes: 1025, ..options },
+        QuadratureOptions { steps: 0, ..options },
+        QuadratureOptions { steps: 1025, ..options },
+    ] {
+        assert!(Quadrature::run(&operator, &bad).is_err());
+    }
+    let coarse = QuadratureOptions { steps: 4, ..options };
+    let quadrature = Quadrature::run(&operator, &coarse).unwrap();
+    for width in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-3] {
+        assert!(quadrature.density(&[1.0], width).is_err(), "{width}");
+    }
+    assert!(quadrature.density(&[f64::NAN], 1.0).is_err());
+    for tau in [-1.0, f64::NAN, 1e3] {
+        assert!(quadrature.form_factor(tau).is_err(), "{tau}");
+    }
+    for beta in [-1.0, f64::NAN, f64::INFINITY] {
+        assert!(quadrature.partition(beta).is_err() && quadrature.free_energy(beta).is_err());
+    }
+    assert!(quadrature.free_energy(0.0).is_err() && quadrature.heat_capacity(0.0).is_err());
+    assert!(quadrature.trace_of(f64::ln).is_err());
+
+    // No nodes, and one: the null vector is the whole space.
+    for n in [0usize, 1] {
+        let graph = graph_of(&vec![1.0; n * n], n);
+        let operator = LaplacianOperator::new(&graph, Laplacian::Combinatorial);
+        let quadrature = Quadrature::run(&operator, &options).unwrap();
+        assert!(quadrature.recurrences().is_empty());
+        let exact = Estimate { value: n as f64, error: 0.0 };
+        assert_eq!(quadrature.partition(1.0).unwrap(), exact);
+        assert_eq!(quadrature.eigenvalue_entropy().unwrap(), Err(Null::ZeroSpectrum));
+        assert_eq!(quadrature.free_energy(1.0).is_ok(), n == 1);
+    }
 }
 
 #[test]
