@@ -14,6 +14,13 @@ import pathlib
 import numpy as np
 
 FIRST_K = 5
+HEAT_TIMES = [1, 2, 5]
+RUNS = [
+    ("controlled", "symmetric-normalized"),
+    ("controlled", "random-walk"),
+    ("paper", "combinatorial"),
+    ("paper", "random-walk"),
+]
 
 
 def softmax_rows(scores):
@@ -45,16 +52,41 @@ def ratio(top, bottom):
     return None if bottom == 0.0 else float(top / bottom)
 
 
+def spacing_ratio(values):
+    """Levels closer than 1e-13 of the largest coincide; pairs of zeros are counted."""
+    largest = np.abs(values).max() if len(values) else 0.0
+    spacings = np.diff(values)
+    spacings[spacings <= 1e-13 * largest] = 0.0
+    low, high = np.minimum(spacings[:-1], spacings[1:]), np.maximum(spacings[:-1], spacings[1:])
+    ratios = low[high > 0.0] / high[high > 0.0]
+    return {
+        "spacing_ratio": float(ratios.mean()) if len(ratios) else None,
+        "spacing_zero_pairs": int((high == 0.0).sum()),
+    }
+
+
 def spectrum(weights, signal, kind):
     """All diagnostics of one graph with one signal; None where undefined."""
     n = len(weights)
-    matrix = laplacian(weights, kind)
+    degree = weights.sum(axis=1)
+    walks = kind == "random-walk"
+    # Similar to the random walk's, which is symmetric in the inner product of D only.
+    matrix = laplacian(weights, "symmetric-normalized" if walks else kind)
+    if walks and n:
+        inverse = np.array([0.0 if d == 0.0 else 1.0 / d for d in degree])
+        own = np.sort(np.linalg.eigvals(np.eye(n) - inverse[:, None] * weights).real)
+        assert np.abs(own - np.linalg.eigvalsh(matrix)).max() < 1e-6
     values, vectors = np.linalg.eigh(matrix) if n else (np.zeros(0), np.zeros((0, 0)))
     # A Laplacian of self-loops alone is zero up to rounding of 1 - d/d.
     if n and np.abs(values).max() < 1e-14:
         values = np.zeros(n)
-    energy = float((signal**2).sum())
-    dirichlet = float(np.trace(signal.T @ matrix @ signal))
+    if walks:
+        energy = float((degree[:, None] * signal**2).sum())
+        dirichlet = float(np.trace(signal.T @ (np.diag(degree) - weights) @ signal))
+        signal = np.sqrt(degree)[:, None] * signal
+    else:
+        energy = float((signal**2).sum())
+        dirichlet = float(np.trace(signal.T @ matrix @ signal))
     modes = ((vectors.T @ signal) ** 2).sum(axis=1)
     largest = float(values[-1]) if n else None
     rayleigh = ratio(dirichlet, energy)
@@ -79,6 +111,12 @@ def spectrum(weights, signal, kind):
         "spectrum_variance": float(values.var()) if n else None,
         "mode_energies": modes.tolist(),
         "hfer": ratio(modes[n // 2 :].sum(), modes.sum()) if n else None,
+        "hfer_at_1": ratio(modes[values >= 1.0 - 1e-12].sum(), modes.sum()),
+        **{
+            f"heat_{time}": ratio(float((np.exp(-time * values) * modes).sum()), energy)
+            for time in HEAT_TIMES
+        },
+        **spacing_ratio(values),
         "spectral_entropy": spectral_entropy,
         "spectral_entropy_normalized": spectral_entropy / math.log(n)
         if spectral_entropy is not None and n >= 2
@@ -107,12 +145,12 @@ def controlled(pattern, signal):
     return symmetric(pattern), signal.reshape(len(pattern), width), zero_rows
 
 
-def preset_row(preset, pattern, signal):
+def preset_row(preset, kind, pattern, signal):
     if preset == "controlled":
         weights, signal, zero_rows = controlled(pattern, signal)
-        return spectrum(weights, signal, "symmetric-normalized") | {"zero_rows": zero_rows}
+        return spectrum(weights, signal, kind) | {"zero_rows": zero_rows}
     zero_rows = int((np.linalg.norm(signal, axis=1) == 0.0).sum())
-    return spectrum(symmetric(pattern), signal, "combinatorial") | {"zero_rows": zero_rows}
+    return spectrum(symmetric(pattern), signal, kind) | {"zero_rows": zero_rows}
 
 
 def attention_row(pattern):
@@ -180,10 +218,10 @@ def main():
                 graphs.append(
                     {"head": head, "laplacian": kind} | spectrum(symmetric(pattern), signal, kind)
                 )
-            for preset in ["controlled", "paper"]:
-                row = preset_row(preset, pattern, signal)
+            for preset, kind in RUNS:
+                row = preset_row(preset, kind, pattern, signal)
                 del row["eigenvalues"], row["mode_energies"]
-                rows.append({"head": head, "preset": preset} | row)
+                rows.append({"head": head, "preset": preset, "laplacian": kind} | row)
         out.append(
             {
                 "name": name,

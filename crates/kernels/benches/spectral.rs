@@ -15,8 +15,10 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use kernels::eigh::{eigenvalues, eigh};
 use kernels::graph::{PatternView, SymmetricGraph};
+use kernels::heat::{Probes, heat_estimates};
 use kernels::lanczos::{LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
+use kernels::quadrature::{Quadrature, QuadratureOptions};
 use kernels::signal::{Signal, dirichlet_energy};
 
 #[path = "../tests/kernels/graphs.rs"]
@@ -141,6 +143,18 @@ fn spectra(c: &mut Criterion) {
     let gram = signal.gram().unwrap();
     group.bench_function(format!("dirichlet/{N}"), |b| {
         b.iter(|| dirichlet_energy(&operator, &gram).unwrap());
+    });
+    let (energy, rough) = (signal.energy(), dirichlet_energy(&operator, &gram).unwrap());
+    group.bench_function(format!("probes/{N}x{d}"), |b| b.iter(|| Probes::new(&signal, 1)));
+    let probes = Probes::new(&signal, 1);
+    let times = [1.0, 2.0, 5.0];
+    eprintln!("{:?}", heat_estimates(&operator, &probes, energy, rough, times).unwrap());
+    group.bench_function(format!("heat/{N}"), |b| {
+        b.iter(|| heat_estimates(&operator, &probes, energy, rough, times).unwrap());
+    });
+    let probes = QuadratureOptions::default();
+    group.bench_function(format!("quadrature/{N}"), |b| {
+        b.iter(|| Quadrature::run(&operator, &probes).unwrap());
     });
     group.bench_function(format!("moments/{N}"), |b| b.iter(|| operator.spectrum_moments()));
 

@@ -305,6 +305,11 @@ impl SymmetricGraph {
     pub(crate) fn product(&self, x: &[f64], y: &mut [f64]) {
         pulp::Arch::new().dispatch(Product { graph: self, x, y });
     }
+
+    /// `Y = W X` of as many columns as a tile has, both of [`Self::n_padded`] rows.
+    pub(crate) fn block_product(&self, x: &[[f64; LANES]], y: &mut [[f64; LANES]]) {
+        pulp::Arch::new().dispatch(BlockProduct { graph: self, x, y });
+    }
 }
 
 /// Where a block of rows starts among the tiles.
@@ -442,6 +447,70 @@ impl Product<'_> {
                         sum = simd.add_f64s(sum, acc[r][v]);
                     }
                     y[block * LANES + half * ROWS + r] += simd.reduce_sum_f64s(sum);
+                }
+            }
+        }
+    }
+}
+
+/// Every weight is read once and used for both triangles and all columns.
+struct BlockProduct<'a> {
+    graph: &'a SymmetricGraph,
+    x: &'a [[f64; LANES]],
+    y: &'a mut [[f64; LANES]],
+}
+
+impl pulp::WithSimd for BlockProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<D: pulp::Simd>(self, simd: D) {
+        match D::F64_LANES {
+            8 => self.run::<D, 1>(simd),
+            4 => self.run::<D, 2>(simd),
+            2 => self.run::<D, 4>(simd),
+            _ => self.run::<D, 8>(simd),
+        }
+    }
+}
+
+impl BlockProduct<'_> {
+    /// `V` vectors of the processor make the entries of one node.
+    #[inline(always)]
+    fn run<D: pulp::Simd, const V: usize>(self, simd: D) {
+        let Self { graph, x, y } = self;
+        y.fill([0.0; LANES]);
+        let x = D::as_simd_f64s(x.as_flattened()).0.as_chunks::<V>().0;
+        let y = D::as_mut_simd_f64s(y.as_flattened_mut()).0.as_chunks_mut::<V>().0;
+        for (block, x_rows) in x.as_chunks::<LANES>().0.iter().enumerate() {
+            for (half, tiles) in graph.halves(block).into_iter().enumerate() {
+                let Some((diagonal, below)) = tiles.split_last() else { continue };
+                let x_row: [[D::f64s; V]; ROWS] = std::array::from_fn(|r| x_rows[half * ROWS + r]);
+                let mut acc = [[simd.splat_f64s(0.0); V]; ROWS];
+                let columns = x.as_chunks::<LANES>().0;
+                let sums = y.as_chunks_mut::<LANES>().0;
+                for ((tile, x), y) in below.iter().zip(columns).zip(sums) {
+                    let tile = widen(tile);
+                    for c in 0..LANES {
+                        for r in 0..ROWS {
+                            let weight = simd.splat_f64s(tile[r][c]);
+                            for v in 0..V {
+                                acc[r][v] = simd.mul_add_e_f64s(weight, x[c][v], acc[r][v]);
+                                y[c][v] = simd.mul_add_e_f64s(weight, x_row[r][v], y[c][v]);
+                            }
+                        }
+                    }
+                }
+                let tile = widen(diagonal);
+                for r in 0..ROWS {
+                    let sums = &mut y[block * LANES + half * ROWS + r];
+                    for v in 0..V {
+                        for c in 0..LANES {
+                            let weight = simd.splat_f64s(tile[r][c]);
+                            acc[r][v] = simd.mul_add_e_f64s(weight, x_rows[c][v], acc[r][v]);
+                        }
+                        sums[v] = simd.add_f64s(sums[v], acc[r][v]);
+                    }
                 }
             }
         }

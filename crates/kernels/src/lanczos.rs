@@ -137,6 +137,26 @@ pub fn extremes(laplacian: &LaplacianOperator<'_>, options: &LanczosOptions) -> 
     }
 }
 
+/// Diagonal and couplings of the tridiagonal matrix of a start vector, in the
+/// complement of the null vector: as many steps as asked for, or until the space
+/// is invariant.
+pub(crate) fn recurrence(
+    laplacian: &LaplacianOperator<'_>,
+    start: Vec<f64>,
+    steps: usize,
+) -> (Vec<f64>, Vec<f64>) {
+    let mut krylov = Krylov::from_vector(laplacian, start, steps);
+    let mut product = vec![0.0; krylov.n];
+    let mut scratch = Vec::new();
+    while krylov.alpha.len() < steps && !krylov.exhausted {
+        laplacian.product(krylov.last(), &mut product, &mut scratch);
+        krylov.extend(&mut product);
+    }
+    // What couples the last vector to one that was not asked for.
+    krylov.beta.truncate(krylov.alpha.len().saturating_sub(1));
+    (krylov.alpha, krylov.beta)
+}
+
 const FIRST_CHECK: usize = 16;
 const CHECK_EVERY: usize = 4;
 
@@ -190,17 +210,27 @@ impl Krylov {
     }
 
     fn start(laplacian: &LaplacianOperator<'_>, seed: u64, max_steps: usize) -> Self {
+        let mut vector = vec![0.0; laplacian.n_padded()];
+        let mut random = SplitMix64::new(seed);
+        for v in &mut vector[..laplacian.n_nodes()] {
+            *v = random.next_symmetric();
+        }
+        Self::from_vector(laplacian, vector, max_steps)
+    }
+
+    /// The space of a vector less its component along the null vector, of which
+    /// something must be left; it is padded with zeros.
+    fn from_vector(
+        laplacian: &LaplacianOperator<'_>,
+        mut vector: Vec<f64>,
+        max_steps: usize,
+    ) -> Self {
         let n = laplacian.n_padded();
         let mut basis = Vec::with_capacity((max_steps.min(64) + 2) * n);
         if let Some(null) = laplacian.padded_null() {
             basis.extend_from_slice(null);
         }
         let n_fixed = basis.len() / n;
-        let mut vector = vec![0.0; n];
-        let mut random = SplitMix64::new(seed);
-        for v in &mut vector[..laplacian.n_nodes()] {
-            *v = random.next_symmetric();
-        }
         let norm = orthogonalise(&basis, 0, &mut vector);
         basis.extend(vector.iter().map(|v| v / norm));
         Self { n, basis, n_fixed, alpha: Vec::new(), beta: Vec::new(), norm: 0.0, exhausted: false }

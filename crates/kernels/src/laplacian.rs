@@ -4,12 +4,20 @@
 //! |---|---|---|
 //! | `Combinatorial` | `D − W` | `1` |
 //! | `SymmetricNormalized` | `I − D^-½ W D^-½` | `D^½ 1` |
+//! | `RandomWalk` | `I − D⁻¹W` | `1` |
 //!
-//! The decision that shapes this file: both are applied as `S(D − W)S`, with
+//! `I − D⁻¹W` is not symmetric, but it is in the inner product `⟨x, y⟩ = xᵀDy`, which
+//! is its own: with `D^½x` for coordinates it is the symmetric-normalized matrix. So
+//! its operator is that matrix, with the same eigenvalues, and what differs is the
+//! signal: `D^½X` for its modes, `Tr(Xᵀ(D − W)X)` for its Dirichlet energy and
+//! `Tr(XᵀDX)` for its norm. No symmetric solver ever meets `I − D⁻¹W`.
+//!
+//! The decision that shapes this file: all are applied as `S(D − W)S`, with
 //! `S = I` or `S = D^-½`, and never as `I − …`. A graph of self-loops alone then
 //! has a Laplacian of exact zeros, so that "no edges" needs no threshold. A node
 //! of degree 0 has a zero row and column in `D^-½`, hence `L_ii = 1` under the
-//! normalized Laplacian and 0 under the combinatorial one; such nodes are counted.
+//! normalized Laplacians and 0 under the combinatorial one; such nodes are counted.
+//! In the inner product of `RandomWalk` it has no weight, and its signal no energy.
 
 use crate::graph::{LANES, SymmetricGraph};
 use crate::{Error, Result};
@@ -24,6 +32,8 @@ pub enum Laplacian {
     Combinatorial,
     /// `I − D^-½ W D^-½`.
     SymmetricNormalized,
+    /// `I − D⁻¹W`, in the inner product `xᵀDy`.
+    RandomWalk,
 }
 
 impl Laplacian {
@@ -32,7 +42,12 @@ impl Laplacian {
         match self {
             Self::Combinatorial => "combinatorial",
             Self::SymmetricNormalized => "symmetric-normalized",
+            Self::RandomWalk => "random-walk",
         }
+    }
+
+    fn is_normalized(self) -> bool {
+        self != Self::Combinatorial
     }
 }
 
@@ -42,7 +57,8 @@ impl std::fmt::Display for Laplacian {
     }
 }
 
-/// A Laplacian as a linear map on vectors over the nodes.
+/// A Laplacian as a symmetric linear map on vectors over the nodes; for
+/// `RandomWalk` the vectors are `D^½x`.
 #[derive(Debug, Clone)]
 pub struct LaplacianOperator<'g> {
     graph: &'g SymmetricGraph,
@@ -68,8 +84,12 @@ impl<'g> LaplacianOperator<'g> {
             }
             (scale[i], null[i]) = match kind {
                 Laplacian::Combinatorial => (1.0, 1.0),
-                Laplacian::SymmetricNormalized if degree == 0.0 => (0.0, 0.0),
-                Laplacian::SymmetricNormalized => (degree.sqrt().recip(), degree.sqrt()),
+                Laplacian::SymmetricNormalized | Laplacian::RandomWalk if degree == 0.0 => {
+                    (0.0, 0.0)
+                }
+                Laplacian::SymmetricNormalized | Laplacian::RandomWalk => {
+                    (degree.sqrt().recip(), degree.sqrt())
+                }
             };
         }
         let norm = null[..n].iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -103,7 +123,7 @@ impl<'g> LaplacianOperator<'g> {
     }
 
     /// The exact null vector, of unit length: `1/√n`, or `D^½1` over its norm.
-    /// `None` without nodes, and for `SymmetricNormalized` where every degree is 0.
+    /// `None` without nodes, and unless `Combinatorial` where every degree is 0.
     pub fn null_vector(&self) -> Option<&[f64]> {
         self.null.as_deref().map(|null| &null[..self.n_nodes()])
     }
@@ -121,7 +141,7 @@ impl<'g> LaplacianOperator<'g> {
     /// of the pattern sum to one.
     pub fn typical_scale(&self) -> f64 {
         match self.kind {
-            Laplacian::SymmetricNormalized => 1.0,
+            Laplacian::SymmetricNormalized | Laplacian::RandomWalk => 1.0,
             Laplacian::Combinatorial => {
                 let total: f64 = self.graph.degrees().iter().sum();
                 total / self.n_nodes().max(1) as f64
@@ -170,9 +190,44 @@ impl<'g> LaplacianOperator<'g> {
         for (((y, z), degree), s) in y.iter_mut().zip(&*scratch).zip(degrees).zip(&self.scale) {
             *y = s * (degree * z - *y);
         }
-        if self.kind == Laplacian::SymmetricNormalized {
+        if self.kind.is_normalized() {
             for &i in &self.isolated {
                 y[i] = x[i];
+            }
+        }
+    }
+
+    /// `Y = L X` of as many columns as a tile has, both of [`Self::n_padded`] rows
+    /// and zero in the padding.
+    pub(crate) fn block_product(
+        &self,
+        x: &[[f64; LANES]],
+        y: &mut [[f64; LANES]],
+        scratch: &mut Vec<[f64; LANES]>,
+    ) {
+        scratch.clear();
+        scratch.extend(x.iter().zip(&self.scale).map(|(x, s)| x.map(|x| x * s)));
+        self.graph.block_product(scratch, y);
+        let degrees = self.graph.padded_degrees();
+        for (((y, z), degree), s) in y.iter_mut().zip(&*scratch).zip(degrees).zip(&self.scale) {
+            for (y, z) in y.iter_mut().zip(z) {
+                *y = s * (degree * z - *y);
+            }
+        }
+        if self.kind.is_normalized() {
+            for &i in &self.isolated {
+                y[i] = x[i];
+            }
+        }
+    }
+
+    /// No eigenvalue is above it: 2, or twice the largest degree for `Combinatorial`,
+    /// by Gershgorin's discs.
+    pub fn upper_bound(&self) -> f64 {
+        match self.kind {
+            Laplacian::SymmetricNormalized | Laplacian::RandomWalk => 2.0,
+            Laplacian::Combinatorial => {
+                2.0 * self.graph.degrees().iter().fold(0.0_f64, |m, d| m.max(*d))
             }
         }
     }
@@ -182,12 +237,19 @@ impl<'g> LaplacianOperator<'g> {
         &self.scale
     }
 
+    /// By what a node's signal is multiplied to have its coordinate, padded: `√d` for
+    /// `RandomWalk`; `None` where the signal itself serves.
+    pub(crate) fn coordinate_scale(&self) -> Option<impl Iterator<Item = f64>> {
+        let degrees = self.graph.padded_degrees().iter();
+        (self.kind == Laplacian::RandomWalk).then(|| degrees.map(|degree| degree.sqrt()))
+    }
+
     /// The diagonal entries `L_ii`.
     pub fn diagonal(&self) -> Vec<f64> {
         let degrees = self.graph.degrees().iter().zip(&self.scale).enumerate();
         degrees
             .map(|(i, (&degree, s))| {
-                if self.kind == Laplacian::SymmetricNormalized && degree == 0.0 {
+                if self.kind.is_normalized() && degree == 0.0 {
                     1.0
                 } else {
                     s * (degree - f64::from(self.graph.weight(i, i))) * s
@@ -196,7 +258,7 @@ impl<'g> LaplacianOperator<'g> {
             .collect()
     }
 
-    /// The matrix itself, `n × n`, both triangles.
+    /// The matrix itself, `n × n`, both triangles; for `RandomWalk` in the coordinates `D^½x`.
     ///
     /// # Errors
     /// [`Error::Range`] above [`MAX_DENSE_NODES`].

@@ -30,8 +30,10 @@ pub mod router;
 
 pub mod eigh;
 pub mod graph;
+pub mod heat;
 pub mod lanczos;
 pub mod laplacian;
+pub mod quadrature;
 pub mod signal;
 
 mod math;

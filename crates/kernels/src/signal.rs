@@ -11,6 +11,8 @@
 //! A quantity that has no value for its input, such as a ratio to the energy of
 //! a zero signal, is [`Null`] with the reason, never a number made up by an ε.
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Tensor};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -18,7 +20,7 @@ use rayon::prelude::*;
 
 use crate::eigh::Eigen;
 use crate::graph::LANES;
-use crate::laplacian::LaplacianOperator;
+use crate::laplacian::{Laplacian, LaplacianOperator};
 use crate::{Error, Result};
 
 /// Why a quantity has no value.
@@ -26,11 +28,14 @@ use crate::{Error, Result};
 #[non_exhaustive]
 pub enum Null {
     /// Fewer than two nodes: there is no second-smallest eigenvalue, and `ln n` is 0.
+    /// Fewer than three: there are no two spacings.
     TooFewNodes,
     /// Every eigenvalue is 0: the graph has no edges but self-loops.
     ZeroSpectrum,
     /// The signal is 0 on every node.
     ZeroSignal,
+    /// No two neighbouring spacings of eigenvalues have one that is above 0.
+    ZeroSpacings,
 }
 
 impl Null {
@@ -40,6 +45,7 @@ impl Null {
             Self::TooFewNodes => "too few nodes",
             Self::ZeroSpectrum => "zero spectrum",
             Self::ZeroSignal => "zero signal",
+            Self::ZeroSpacings => "zero spacings",
         }
     }
 }
@@ -211,6 +217,28 @@ impl Signal {
         self.values.chunks(self.d.max(1)).map(|row| row.iter().map(|v| v * v).sum::<f64>()).sum()
     }
 
+    /// The signal in the coordinates in which a Laplacian is symmetric: `D^½X` for
+    /// `RandomWalk`, else `X` itself. Its transform is that of the Laplacian's own
+    /// inner product, `X̂ = UᵀD^½X`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless the signal has one row per node.
+    pub fn in_coordinates_of(&self, laplacian: &LaplacianOperator<'_>) -> Result<Cow<'_, Self>> {
+        if self.n_nodes != laplacian.n_nodes() {
+            return Err(rows_per_node("graph signal", laplacian, self.n_nodes));
+        }
+        let Some(scale) = laplacian.coordinate_scale() else {
+            return Ok(Cow::Borrowed(self));
+        };
+        let mut signal = self.clone();
+        for (row, scale) in signal.values.chunks_exact_mut(self.d.max(1)).zip(scale) {
+            for value in row {
+                *value *= scale;
+            }
+        }
+        Ok(Cow::Owned(signal))
+    }
+
     /// `XXᵀ`, for [`dirichlet_energy`].
     ///
     /// # Numerics
@@ -272,7 +300,31 @@ impl Gram {
     }
 }
 
-/// `Tr(XᵀLX) = Σ_k λ_k e_k`, without an eigendecomposition.
+fn rows_per_node(op: &'static str, laplacian: &LaplacianOperator<'_>, got: usize) -> Error {
+    let expected = format_args!("{} rows, one per node", laplacian.n_nodes());
+    Error::shape(op, "signal", expected, &[got])
+}
+
+/// `‖X‖²` in the inner product of a Laplacian: `Tr(XᵀDX)` for `RandomWalk`, else
+/// `Tr(XᵀX)`. The sum of its mode energies.
+///
+/// # Errors
+/// [`Error::Shape`] unless the Gram matrix has one row per node.
+pub fn energy(laplacian: &LaplacianOperator<'_>, gram: &Gram) -> Result<f64> {
+    if gram.n_nodes != laplacian.n_nodes() {
+        return Err(rows_per_node("signal energy", laplacian, gram.n_nodes));
+    }
+    let own = (0..gram.n_nodes).map(|i| gram.lower[i * gram.stride + i]);
+    Ok(match laplacian.kind() {
+        Laplacian::Combinatorial | Laplacian::SymmetricNormalized => own.sum(),
+        Laplacian::RandomWalk => {
+            own.zip(laplacian.graph().degrees()).map(|(own, degree)| degree * own).sum()
+        }
+    })
+}
+
+/// `Tr(XᵀLX) = Σ_k λ_k e_k`, without an eigendecomposition; for `RandomWalk`, in its
+/// inner product, `Tr(XᵀDLX) = Tr(Xᵀ(D − W)X)`.
 ///
 /// ```
 /// use kernels::graph::{PatternView, SymmetricGraph};
@@ -295,12 +347,11 @@ impl Gram {
 /// [`Error::Shape`] unless the Gram matrix has one row per node.
 pub fn dirichlet_energy(laplacian: &LaplacianOperator<'_>, gram: &Gram) -> Result<f64> {
     if gram.n_nodes != laplacian.n_nodes() {
-        return Err(Error::shape(
-            "dirichlet energy",
-            "signal",
-            format_args!("{} rows, one per node", laplacian.n_nodes()),
-            &[gram.n_nodes],
-        ));
+        return Err(rows_per_node("dirichlet energy", laplacian, gram.n_nodes));
+    }
+    if laplacian.kind() == Laplacian::RandomWalk {
+        let combinatorial = LaplacianOperator::new(laplacian.graph(), Laplacian::Combinatorial);
+        return dirichlet_energy(&combinatorial, gram);
     }
     let scale = laplacian.padded_scale();
     let blocks = scale.as_chunks::<LANES>().0;
@@ -409,6 +460,33 @@ pub fn high_frequency_energy_ratio(energies: &[f64]) -> Value {
     Ok(energies[energies.len() / 2..].iter().sum::<f64>() / total)
 }
 
+/// High-frequency energy ratio at a fixed eigenvalue, `Σ_{λ_k ≥ cut} e_k / Σ e_k`:
+/// its cut does not move with the number of nodes. Null for a zero signal.
+///
+/// ```
+/// use kernels::signal::energy_share_from;
+/// assert_eq!(energy_share_from(&[0.0, 0.5, 1.0], &[1.0, 2.0, 1.0], 1.0), Ok(0.25));
+/// ```
+///
+/// # Numerics
+/// Discontinuous where an eigenvalue crosses the cut. One within `n ε λ_max` below
+/// it counts as at the cut, as a solver may return it on either side.
+pub fn energy_share_from(values: &[f64], energies: &[f64], cut: f64) -> Value {
+    let total: f64 = energies.iter().sum();
+    if total == 0.0 {
+        return Err(Null::ZeroSignal);
+    }
+    let from = cut - rounding_of(values);
+    let above = values.iter().zip(energies).filter(|(value, _)| **value >= from);
+    Ok(above.map(|(_, energy)| energy).sum::<f64>() / total)
+}
+
+/// What a solver may be wrong by: `n ε λ_max`.
+fn rounding_of(values: &[f64]) -> f64 {
+    let largest = values.iter().fold(0.0_f64, |m, v| m.max(*v));
+    values.len() as f64 * f64::EPSILON * largest
+}
+
 /// Spectral entropy `−Σ p_k ln p_k` in nats, `p_k = e_k/Σe`. Null for a zero signal.
 ///
 /// ```
@@ -438,8 +516,7 @@ pub fn over_log_n(entropy: f64, n: usize) -> Value {
 /// # Errors
 /// [`Error::Range`] for an eigenvalue further below 0.
 pub fn eigenvalue_entropy(values: &[f64]) -> Result<Value> {
-    let largest = values.iter().fold(0.0_f64, |m, v| m.max(*v));
-    let rounding = values.len() as f64 * f64::EPSILON * largest;
+    let rounding = rounding_of(values);
     let mut rounded = values.to_vec();
     for value in &mut rounded {
         let plausible = *value >= -rounding;
@@ -451,6 +528,62 @@ pub fn eigenvalue_entropy(values: &[f64]) -> Result<Value> {
         }
     }
     Ok(entropy_of_shares(&rounded).ok_or(Null::ZeroSpectrum))
+}
+
+/// How evenly the levels of a spectrum are spaced.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SpacingRatio {
+    /// `⟨min(s_k, s_{k+1})/max(s_k, s_{k+1})⟩`, `s_k = λ_{k+1} − λ_k`: 1 for a
+    /// ladder, `2 ln 2 − 1 ≈ 0.386` for independent levels, about 0.531 for the
+    /// levels of a random symmetric matrix. Null below three levels, and where
+    /// every pair is one of zeros.
+    pub mean: Value,
+    /// Pairs of neighbouring spacings that are both 0, which are left out.
+    pub n_zero_pairs: usize,
+}
+
+/// The mean ratio of neighbouring spacings of eigenvalues, ascending.
+///
+/// ```
+/// use kernels::signal::spacing_ratio;
+/// // Spacings 1, 2, 0, 0: ratios ½ and 0, and a pair of zeros.
+/// let found = spacing_ratio(&[0.0, 1.0, 3.0, 3.0, 3.0]);
+/// assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.25), 1));
+/// ```
+///
+/// # Numerics
+/// Eigenvalues closer than `n ε λ_max`, ε the rounding unit, coincide as far as a
+/// solver can tell: their spacing is 0.
+///
+/// # References
+/// Oganesyan, Huse, Phys. Rev. B 75, 155111 (2007); Atas et al., Phys. Rev. Lett.
+/// 110, 084101 (2013).
+pub fn spacing_ratio(values: &[f64]) -> SpacingRatio {
+    let rounding = rounding_of(values);
+    let mut spacings = values.windows(2).map(|pair| {
+        let spacing = pair[1] - pair[0];
+        if spacing <= rounding { 0.0 } else { spacing }
+    });
+    let Some(mut before) = spacings.next() else {
+        return SpacingRatio { mean: Err(Null::TooFewNodes), n_zero_pairs: 0 };
+    };
+    let (mut sum, mut n_pairs, mut n_zero_pairs) = (0.0, 0usize, 0usize);
+    for spacing in spacings {
+        let larger = before.max(spacing);
+        if larger == 0.0 {
+            n_zero_pairs += 1;
+        } else {
+            sum += before.min(spacing) / larger;
+            n_pairs += 1;
+        }
+        before = spacing;
+    }
+    let mean = match (n_pairs, n_zero_pairs) {
+        (0, 0) => Err(Null::TooFewNodes),
+        (0, _) => Err(Null::ZeroSpacings),
+        _ => Ok(sum / n_pairs as f64),
+    };
+    SpacingRatio { mean, n_zero_pairs }
 }
 
 /// `−Σ p ln p` of the shares of non-negative weights; `None` where all are 0.

@@ -4,12 +4,13 @@ use candle_core::{DType, Tensor};
 use hooks::{HookPoint, Site};
 use kernels::eigh::{Eigen, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
+use kernels::heat::{Estimate, Probes, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::LaplacianOperator;
 use kernels::signal::{self, Gram, Null, Signal};
 use rayon::prelude::*;
 
-use super::{Exactness, NullReason, Preset, Run, Source, SpectralRow};
+use super::{Exactness, HEAT_TIMES, HFER_CUT, NullReason, Preset, Run, Source, SpectralRow};
 use crate::{Error, Result};
 
 /// Diagnoses one layer of one prompt: no model needed.
@@ -174,11 +175,14 @@ pub(super) fn finish(
     rows.into_iter().collect()
 }
 
+/// The same probes for every layer and prompt: equal inputs give equal bits.
+const PROBE_SEED: u64 = 3;
+
 /// A signal as a preset wants it, and what all graphs of a layer share of it.
 struct Prepared {
     signal: Signal,
     gram: Gram,
-    energy: f64,
+    probes: Probes,
     zero_rows: usize,
 }
 
@@ -194,7 +198,12 @@ impl Prepared {
                 (signal.clone(), zero_rows)
             }
         };
-        Ok(Self { gram: signal.gram()?, energy: signal.energy(), zero_rows, signal })
+        Ok(Self {
+            gram: signal.gram()?,
+            probes: Probes::new(&signal, PROBE_SEED),
+            zero_rows,
+            signal,
+        })
     }
 }
 
@@ -206,7 +215,7 @@ fn diagnose(
     lanczos: &LanczosOptions,
 ) -> Result<SpectralRow> {
     let LayerGraph { run, head, graph } = graph;
-    let laplacian = run.preset.laplacian();
+    let laplacian = run.laplacian;
     let exactness = run.effective_exactness();
     let operator = LaplacianOperator::new(graph, laplacian);
     let n_nodes = graph.n_nodes();
@@ -226,12 +235,17 @@ fn diagnose(
             (Ends::dense(&operator, &eigen).map_err(failed)?, Some(eigen))
         }
     };
+    let energy = signal::energy(&operator, &prepared.gram).map_err(failed)?;
     let dirichlet = signal::dirichlet_energy(&operator, &prepared.gram).map_err(failed)?;
     let moments = operator.spectrum_moments();
     let whole = match &eigen {
-        None => Whole::absent(),
-        Some(eigen) => Whole::new(eigen, &prepared.signal).map_err(failed)?,
+        None => Whole::absent(&operator, &prepared.probes, energy, dirichlet),
+        Some(eigen) => prepared
+            .signal
+            .in_coordinates_of(&operator)
+            .and_then(|signal| Whole::new(eigen, &signal)),
     };
+    let whole = whole.map_err(failed)?;
 
     let mut nulls = Vec::new();
     let mut column = |name, value: Column| match value {
@@ -244,7 +258,7 @@ fn diagnose(
     let present = |value: Option<f64>| value.ok_or(Null::TooFewNodes);
     let fiedler = present(ends.fiedler.map(|end| end.value));
     let largest = present(ends.lambda_max.map(|end| end.value));
-    let (energy, defined) = (prepared.energy, |value: signal::Value| value.map_err(undefined));
+    let defined = |value: signal::Value| value.map_err(undefined);
     Ok(SpectralRow {
         request: source.request,
         layer: source.layer,
@@ -286,6 +300,17 @@ fn diagnose(
             defined(present(moments.map(|m| m.variance))),
         ),
         hfer: column("hfer", whole.hfer),
+        hfer_at_1: column("hfer_at_1", whole.hfer_at_1),
+        heat: [
+            column("heat_1", whole.heat[0].map(|heat| heat.value)),
+            column("heat_2", whole.heat[1].map(|heat| heat.value)),
+            column("heat_5", whole.heat[2].map(|heat| heat.value)),
+        ],
+        heat_error: [
+            column("heat_1_error", whole.heat[0].map(|heat| heat.error)),
+            column("heat_2_error", whole.heat[1].map(|heat| heat.error)),
+            column("heat_5_error", whole.heat[2].map(|heat| heat.error)),
+        ],
         spectral_entropy: column("spectral_entropy", whole.spectral_entropy),
         spectral_entropy_normalized: column(
             "spectral_entropy_normalized",
@@ -296,6 +321,8 @@ fn diagnose(
             "eigenvalue_entropy_deficit",
             whole.eigenvalue_entropy.map(|entropy| (n_nodes as f64).ln() - entropy),
         ),
+        spacing_ratio: column("spacing_ratio", whole.spacing_ratio),
+        spacing_zero_pairs: whole.spacing_zero_pairs,
         nulls,
     })
 }
@@ -357,34 +384,63 @@ impl Ends {
     }
 }
 
-/// What takes the whole spectrum.
+/// What takes the whole spectrum, or has an estimate in its place.
 struct Whole {
     hfer: Column,
+    hfer_at_1: Column,
+    heat: [Heat; HEAT_TIMES.len()],
     spectral_entropy: Column,
     spectral_entropy_normalized: Column,
     eigenvalue_entropy: Column,
+    spacing_ratio: Column,
+    spacing_zero_pairs: Option<usize>,
 }
 
+type Heat = std::result::Result<Estimate, NullReason>;
+
 impl Whole {
-    fn absent() -> Self {
+    fn absent(
+        operator: &LaplacianOperator<'_>,
+        probes: &Probes,
+        energy: f64,
+        dirichlet: f64,
+    ) -> kernels::Result<Self> {
+        let heat = if energy > 0.0 {
+            heat_estimates(operator, probes, energy, dirichlet, HEAT_TIMES)?.map(Ok)
+        } else {
+            [Err(undefined(Null::ZeroSignal)); HEAT_TIMES.len()]
+        };
         let absent = Err(NullReason::NeedsDense);
-        Self {
+        Ok(Self {
             hfer: absent,
+            hfer_at_1: absent,
+            heat,
             spectral_entropy: absent,
             spectral_entropy_normalized: absent,
             eigenvalue_entropy: absent,
-        }
+            spacing_ratio: absent,
+            spacing_zero_pairs: None,
+        })
     }
 
     fn new(eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
-        let energies = signal::mode_energies(eigen, signal)?;
+        let (values, energies) = (eigen.values(), signal::mode_energies(eigen, signal)?);
         let entropy = signal::spectral_entropy(&energies);
         let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, energies.len()));
+        let heat = |time| {
+            let value = heat_energy(values, &energies, time).map_err(undefined)?;
+            Ok(Estimate { value, error: 0.0 })
+        };
+        let spacings = signal::spacing_ratio(values);
         Ok(Self {
             hfer: signal::high_frequency_energy_ratio(&energies).map_err(undefined),
+            hfer_at_1: signal::energy_share_from(values, &energies, HFER_CUT).map_err(undefined),
+            heat: HEAT_TIMES.map(heat),
             spectral_entropy: entropy.map_err(undefined),
             spectral_entropy_normalized: normalized.map_err(undefined),
-            eigenvalue_entropy: signal::eigenvalue_entropy(eigen.values())?.map_err(undefined),
+            eigenvalue_entropy: signal::eigenvalue_entropy(values)?.map_err(undefined),
+            spacing_ratio: spacings.mean.map_err(undefined),
+            spacing_zero_pairs: Some(spacings.n_zero_pairs),
         })
     }
 }

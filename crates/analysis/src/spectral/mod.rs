@@ -22,7 +22,7 @@ use kernels::laplacian::Laplacian;
 
 pub use attention::{AttentionRow, LayerAttentionRow, Top, attention_statistics};
 pub use diagnose::spectra;
-pub use row::{NullReason, SpectralRow};
+pub use row::{HEAT_TIMES, HFER_CUT, NullReason, SpectralRow};
 pub use sink::{SpectralRows, SpectralSink};
 
 use crate::Analysis;
@@ -59,7 +59,7 @@ impl Preset {
         }
     }
 
-    /// The Laplacian that the preset uses.
+    /// The Laplacian that the preset uses unless a [`Run`] names another.
     pub fn laplacian(self) -> Laplacian {
         match self {
             Self::Controlled => Laplacian::SymmetricNormalized,
@@ -71,8 +71,8 @@ impl Preset {
 /// How eigenvalues are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Exactness {
-    /// Both ends of the spectrum by Lanczos, with certificates. What needs the
-    /// whole spectrum is null.
+    /// Both ends of the spectrum by Lanczos, with certificates, and heat energies by
+    /// random probes, with standard errors. What needs the whole spectrum is null.
     Iterative,
     /// The whole spectrum by a dense solver, in `O(n³)`.
     Dense,
@@ -116,6 +116,8 @@ impl Graphs {
 pub struct Run {
     /// The preset.
     pub preset: Preset,
+    /// Which Laplacian: as a rule the preset's. Rows name it.
+    pub laplacian: Laplacian,
     /// The graphs.
     pub graphs: Graphs,
     /// How eigenvalues are found; [`Preset::Paper`] is dense whatever stands here.
@@ -140,7 +142,7 @@ impl From<Preset> for Run {
             Preset::Paper => Graphs::HeadMean,
         };
         let exactness = Exactness::Iterative;
-        let run = Self { preset, graphs, exactness };
+        let run = Self { preset, laplacian: preset.laplacian(), graphs, exactness };
         Self { exactness: run.effective_exactness(), ..run }
     }
 }

@@ -5,6 +5,14 @@ use kernels::signal::Null;
 
 use super::{Exactness, Preset};
 
+/// Times `t` of the heat energies: one, two and five times the time in which a
+/// mode of eigenvalue 1 falls to `1/e`.
+pub const HEAT_TIMES: [f64; 3] = [1.0, 2.0, 5.0];
+
+/// The eigenvalue from which [`SpectralRow::hfer_at_1`] counts energy: the mean
+/// of the normalized spectrum of a graph without self-loops.
+pub const HFER_CUT: f64 = 1.0;
+
 /// Why a column of a row has no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NullReason {
@@ -67,9 +75,10 @@ pub struct SpectralRow {
     pub converged: bool,
     /// `λ_1/λ_max`.
     pub connectivity_ratio: Option<f64>,
-    /// `Tr(XᵀLX)`.
+    /// `Tr(XᵀLX)`; under `RandomWalk`, in its inner product, `Tr(Xᵀ(D − W)X)`, and so
+    /// for everything below that speaks of the signal's energy.
     pub dirichlet: Option<f64>,
-    /// `‖X‖²`.
+    /// `‖X‖² = Tr(XᵀX)`; under `RandomWalk` `Tr(XᵀDX)`.
     pub energy: Option<f64>,
     /// `Tr(XᵀLX)/‖X‖²`: high is rough.
     pub rayleigh: Option<f64>,
@@ -81,6 +90,13 @@ pub struct SpectralRow {
     pub spectrum_variance: Option<f64>,
     /// High-frequency energy ratio `Σ_{k ≥ ⌊n/2⌋} e_k / Σ e_k`.
     pub hfer: Option<f64>,
+    /// The same from a fixed eigenvalue: `Σ_{λ_k ≥ 1} e_k / Σ e_k`.
+    pub hfer_at_1: Option<f64>,
+    /// Heat-kernel energy `Tr(Xᵀe^{−tL}X)/‖X‖²` at the times [`HEAT_TIMES`]: exact
+    /// if dense, else an unbiased estimate.
+    pub heat: [Option<f64>; HEAT_TIMES.len()],
+    /// Standard error of each estimate; 0 if dense.
+    pub heat_error: [Option<f64>; HEAT_TIMES.len()],
     /// `−Σ p_k ln p_k` in nats, `p_k = e_k/Σe`.
     pub spectral_entropy: Option<f64>,
     /// The same over `ln n`.
@@ -89,12 +105,16 @@ pub struct SpectralRow {
     pub eigenvalue_entropy: Option<f64>,
     /// `ln n` minus the eigenvalue entropy, in nats.
     pub eigenvalue_entropy_deficit: Option<f64>,
+    /// `⟨min(s_k, s_{k+1})/max(s_k, s_{k+1})⟩`, `s_k = λ_{k+1} − λ_k`.
+    pub spacing_ratio: Option<f64>,
+    /// Pairs of neighbouring spacings left out of it, both being 0; `None` unless dense.
+    pub spacing_zero_pairs: Option<usize>,
     /// Why columns are null, in the order of [`SpectralRow::measures`].
     pub nulls: Vec<(&'static str, NullReason)>,
 }
 
 /// Number of columns in [`SpectralRow::measures`].
-pub const N_MEASURES: usize = 16;
+pub const N_MEASURES: usize = 24;
 
 impl SpectralRow {
     /// Every measured column with its name, in the order of tables.
@@ -112,10 +132,18 @@ impl SpectralRow {
             ("spectrum_mean", self.spectrum_mean),
             ("spectrum_variance", self.spectrum_variance),
             ("hfer", self.hfer),
+            ("hfer_at_1", self.hfer_at_1),
+            ("heat_1", self.heat[0]),
+            ("heat_2", self.heat[1]),
+            ("heat_5", self.heat[2]),
+            ("heat_1_error", self.heat_error[0]),
+            ("heat_2_error", self.heat_error[1]),
+            ("heat_5_error", self.heat_error[2]),
             ("spectral_entropy", self.spectral_entropy),
             ("spectral_entropy_normalized", self.spectral_entropy_normalized),
             ("eigenvalue_entropy", self.eigenvalue_entropy),
             ("eigenvalue_entropy_deficit", self.eigenvalue_entropy_deficit),
+            ("spacing_ratio", self.spacing_ratio),
         ]
     }
 

@@ -1,11 +1,12 @@
 use analysis::Error;
 use analysis::spectral::{
-    Exactness, Graphs, NullReason, Preset, Run, Source, SpectralOptions, SpectralRow, SpectralRows,
-    SpectralSink, attention_statistics, spectra,
+    Exactness, Graphs, HEAT_TIMES, NullReason, Preset, Run, Source, SpectralOptions, SpectralRow,
+    SpectralRows, SpectralSink, attention_statistics, spectra,
 };
 use candle_core::{Device, Tensor};
 use hooks::{ActivationSink, HookPoint, LayerInfo, MlpInfo, ModelInfo, Selection, Site, Statistic};
 use kernels::lanczos::LanczosOptions;
+use kernels::laplacian::Laplacian;
 use kernels::signal::Null;
 use serde_json::Value;
 
@@ -78,29 +79,43 @@ impl Case {
 }
 
 fn dense(preset: Preset) -> Run {
-    Run { preset, graphs: Graphs::HeadsAndMean, exactness: Exactness::Dense }
+    Run { graphs: Graphs::HeadsAndMean, exactness: Exactness::Dense, ..preset.into() }
 }
 
 fn iterative(graphs: Graphs) -> Run {
-    Run { preset: Preset::Controlled, graphs, exactness: Exactness::Iterative }
+    Run { graphs, exactness: Exactness::Iterative, ..Preset::Controlled.into() }
+}
+
+fn random_walk(run: Run) -> Run {
+    Run { laplacian: Laplacian::RandomWalk, ..run }
 }
 
 #[test]
 fn rows_are_the_golden_ones() {
     for value in golden("spectral") {
         let (case, name) = (Case::of(&value), value["name"].as_str().unwrap().to_owned());
-        let runs =
-            [dense(Preset::Controlled), iterative(Graphs::HeadsAndMean), dense(Preset::Paper)];
+        let runs = [
+            dense(Preset::Controlled),
+            iterative(Graphs::HeadsAndMean),
+            random_walk(dense(Preset::Controlled)),
+            random_walk(iterative(Graphs::HeadsAndMean)),
+            dense(Preset::Paper),
+            random_walk(dense(Preset::Paper)),
+        ];
         let options = LanczosOptions::default();
         let rows = spectra(SOURCE, &case.pattern(), &case.heads(), &case.signal(), &runs, &options)
             .unwrap();
-        assert_eq!(rows.len(), 3 * (case.n_heads + 1));
+        assert_eq!(rows.len(), runs.len() * (case.n_heads + 1));
         for row in &rows {
             let head = row.head.map_or(Value::Null, Value::from);
             let expected = value["presets"].as_array().unwrap().iter();
             let expected = expected
                 .clone()
-                .find(|e| e["head"] == head && e["preset"] == row.preset.name())
+                .find(|e| {
+                    e["head"] == head
+                        && e["preset"] == row.preset.name()
+                        && e["laplacian"] == row.laplacian.name()
+                })
                 .unwrap();
             check_row(&name, row, expected);
         }
@@ -110,8 +125,9 @@ fn rows_are_the_golden_ones() {
 fn check_row(name: &str, row: &SpectralRow, expected: &Value) {
     let what = |column: &str| {
         format!(
-            "{name}, {}, {}, head {:?}: {column}",
+            "{name}, {}, {}, {}, head {:?}: {column}",
             row.preset.name(),
+            row.laplacian.name(),
             row.exactness.name(),
             row.head
         )
@@ -122,11 +138,18 @@ fn check_row(name: &str, row: &SpectralRow, expected: &Value) {
     assert!(row.converged && row.fiedler_seeds_agree != Some(false), "{row:?}");
     let needs_dense = [
         "hfer",
+        "hfer_at_1",
+        "spacing_ratio",
         "spectral_entropy",
         "spectral_entropy_normalized",
         "eigenvalue_entropy",
         "eigenvalue_entropy_deficit",
     ];
+    let zero_pairs = match row.exactness {
+        Exactness::Iterative => Value::Null,
+        Exactness::Dense => expected["spacing_zero_pairs"].clone(),
+    };
+    assert_eq!(zero_pairs, row.spacing_zero_pairs.map_or(Value::Null, Value::from));
     // The mean over heads is rounded to f32 once more than in the script.
     let scale = expected["lambda_max"].as_f64().unwrap_or(1.0).max(1.0);
     let energy = expected["energy"].as_f64().unwrap().max(1.0);
@@ -140,7 +163,13 @@ fn check_row(name: &str, row: &SpectralRow, expected: &Value) {
             assert_eq!(row.null_reason(column), Some(NullReason::NeedsDense));
             continue;
         }
+        if column.starts_with("heat") {
+            check_heat(&what(column), row, expected, column, got);
+            continue;
+        }
         let tolerance = match column {
+            // A rounding of 6e-8 is that much more of a spacing.
+            "spacing_ratio" if row.head.is_none() => 1e-5,
             "dirichlet" | "energy" => 1e-7 * scale * energy,
             "spectrum_variance" => 1e-7 * scale * scale,
             _ => 1e-7 * scale,
@@ -159,6 +188,25 @@ fn check_row(name: &str, row: &SpectralRow, expected: &Value) {
             Some(value) => close(&what(column), got.unwrap(), value, tolerance),
         }
     }
+}
+
+fn check_heat(what: &str, row: &SpectralRow, expected: &Value, column: &str, got: Option<f64>) {
+    let number = HEAT_TIMES.iter().position(|time| column.contains(&time.to_string())).unwrap();
+    let value = &expected[column.trim_end_matches("_error")];
+    let Some(value) = value.as_f64() else {
+        assert_eq!((got, value), (None, &Value::Null), "{what}");
+        return;
+    };
+    let (heat, error) = (row.heat[number].unwrap(), row.heat_error[number].unwrap());
+    if row.exactness == Exactness::Dense {
+        assert_eq!(error, 0.0, "{what}");
+    }
+    // Beyond six standard errors of eight probes one estimate in 2000 lies.
+    close(what, heat, value, 6.0 * error + 1e-7);
+    // Of few nodes and columns eight probes are few.
+    let most = if what.starts_with("sink") || what.starts_with("sharp") { 0.03 } else { 0.2 };
+    assert!(error <= most, "{what}: {error}");
+    assert!(heat >= (-HEAT_TIMES[number] * row.rayleigh.unwrap()).exp() - 1e-9, "{what}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub fn symmetric_weights(patterns: &[Vec<f64>], n: usize) -> Vec<f64> {
     weights
 }
 
-/// The Laplacian of `n × n` symmetric weights, row-major.
+/// The Laplacian of `n × n` symmetric weights, row-major; `RandomWalk` is not symmetric.
 pub fn laplacian(weights: &[f64], n: usize, kind: Laplacian) -> Vec<f64> {
     let degrees: Vec<f64> = weights.chunks(n.max(1)).map(|row| row.iter().sum()).collect();
     let mut matrix = vec![0.0; n * n];
@@ -30,6 +30,8 @@ pub fn laplacian(weights: &[f64], n: usize, kind: Laplacian) -> Vec<f64> {
                 Laplacian::SymmetricNormalized if degrees[i] == 0.0 || degrees[j] == 0.0 => {
                     identity
                 }
+                Laplacian::RandomWalk if degrees[i] == 0.0 => identity,
+                Laplacian::RandomWalk => identity - w / degrees[i],
                 Laplacian::SymmetricNormalized => identity - w / (degrees[i] * degrees[j]).sqrt(),
             };
         }

@@ -18,4 +18,8 @@ pub use graph::{laplacian, symmetric_weights};
 pub use linear::linear;
 pub use moe::moe_token;
 pub use router::route_softmax_top_k;
-pub use signal::{dirichlet_energy, entropy, mode_energies, moments};
+pub use signal::{
+    density_of_states, diffuse, dirichlet_energy, energy_share_from, entropy, form_factor,
+    free_energy_and_heat_capacity, heat_trace, mode_energies, moments, spacing_ratio,
+    weighted_energy,
+};

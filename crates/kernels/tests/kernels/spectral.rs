@@ -4,8 +4,10 @@
 
 use kernels::eigh::{eigenvalues, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
+use kernels::heat::{Estimate, Probes, TRUNCATION, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
+use kernels::quadrature::{Quadrature, QuadratureOptions};
 use kernels::signal::{self, Null, Signal};
 use kernels::{Error, reference};
 
@@ -294,6 +296,397 @@ fn eigenvalues_and_certificates_against_jacobi() {
                     reference::entropy(&energies),
                     1e-12,
                 );
+            }
+        }
+    }
+}
+
+const TIMES: [f64; 4] = [0.0, 0.5, 2.0, 5.0];
+
+#[test]
+fn heat_energies_against_the_power_series() {
+    let mut random = Random::new(17);
+    for (name, n, heads) in patterns() {
+        for kind in KINDS {
+            let graph = head_mean(&heads, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let dense = operator.dense().unwrap();
+            let eigen = eigh(&dense, n).unwrap();
+            let rounding = 1e-12 * operator.upper_bound();
+            assert!(eigen.values().iter().all(|v| *v <= operator.upper_bound() + rounding));
+            // Of one column every probe is that column or its negative: no scatter.
+            for d in [1, 5] {
+                let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+                let signal = Signal::new(x.clone(), n, d).unwrap();
+                let energy = signal.energy();
+                let energies = signal::mode_energies(&eigen, &signal).unwrap();
+                let dirichlet =
+                    signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap();
+                let probes = Probes::new(&signal, 1);
+                let estimates =
+                    heat_estimates(&operator, &probes, energy, dirichlet, TIMES).unwrap();
+                for (time, estimate) in TIMES.into_iter().zip(estimates) {
+                    let what = format!("{name}, {kind}, {d} columns, time {time}");
+                    let expected = reference::heat_trace(&dense, &x, n, d, time) / energy;
+                    let exact = heat_energy(eigen.values(), &energies, time).unwrap();
+                    close(&what, exact, expected, 1e-12 * n as f64);
+                    assert!(exact >= (-time * dirichlet / energy).exp() - 1e-13, "{what}");
+                    if d == 1 || time == 0.0 {
+                        close(&what, estimate.value, expected, 3.0 * TRUNCATION + 1e-13 * n as f64);
+                        close(&what, estimate.error, 0.0, 3.0 * TRUNCATION + 1e-13 * n as f64);
+                    }
+                }
+                let values = eigen.values();
+                let rounding = n as f64 * f64::EPSILON * values[n - 1].max(0.0);
+                for cut in [0.0, 0.5, 1.0] {
+                    let expected = reference::energy_share_from(values, &energies, cut, rounding);
+                    let got = signal::energy_share_from(values, &energies, cut).unwrap();
+                    close(&name, got, expected, 1e-14);
+                    assert!(cut > 0.0 || got == 1.0, "{name}: {got}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn estimated_heat_energies_are_unbiased_and_their_errors_are_right() {
+    let mut random = Random::new(19);
+    let (n, d) = (64, 24);
+    for sharpness in [0.5, 4.0] {
+        let graph = graph_of(&attention_like(&mut random, n, sharpness, 3.0), n);
+        for kind in KINDS {
+            let operator = LaplacianOperator::new(&graph, kind);
+            let eigen = eigh(&operator.dense().unwrap(), n).unwrap();
+            // Neighbouring tokens are alike, as in a residual stream.
+            let mut x: Vec<f64> = (0..n * d).map(|_| random.normal()).collect();
+            for i in d..n * d {
+                x[i] += 0.7 * x[i - d];
+            }
+            let (signal, _) = Signal::new(x, n, d).unwrap().centred(0.0).unit_rows();
+            let energies = signal::mode_energies(&eigen, &signal).unwrap();
+            let energy = signal.energy();
+            let dirichlet = signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap();
+            let seeds = 1000;
+            let mut covered = [0; TIMES.len()];
+            let mut sums = [[0.0; 2]; TIMES.len()];
+            for seed in 0..seeds {
+                let probes = Probes::new(&signal, seed);
+                let estimates =
+                    heat_estimates(&operator, &probes, energy, dirichlet, TIMES).unwrap();
+                for (k, estimate) in estimates.into_iter().enumerate() {
+                    let exact = heat_energy(eigen.values(), &energies, TIMES[k]).unwrap();
+                    let away = estimate.value - exact;
+                    covered[k] += usize::from(away.abs() <= 2.365 * estimate.error + 1e-9);
+                    sums[k][0] += away;
+                    sums[k][1] += away * away;
+                }
+            }
+            for (k, [sum, squares]) in sums.into_iter().enumerate() {
+                let what = format!("{kind}, sharpness {sharpness}, time {}", TIMES[k]);
+                let m = seeds as f64;
+                // Four standard errors of a mean over all seeds.
+                close(&what, sum / m, 0.0, 4.0 * (squares / m / m).sqrt() + 1e-9);
+                // The energies of probes are skewed, which costs a little of the nominal
+                // 95 %. At time 0 both are exact.
+                let rate = covered[k] as f64 / m;
+                assert!(rate >= 0.85 && (k == 0 || rate <= 0.98), "{what}: {rate}");
+            }
+        }
+    }
+}
+
+#[test]
+fn heat_energies_that_do_not_exist() {
+    let graph = graph_of(&[1.0, 0.0, 0.5, 0.5], 2);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let probes = Probes::new(&Signal::new(vec![1.0; 2], 2, 1).unwrap(), 1);
+    for (energy, time) in [(0.0, 1.0), (f64::NAN, 1.0), (2.0, -1.0), (2.0, f64::NAN), (2.0, 1e9)] {
+        assert!(heat_estimates(&operator, &probes, energy, 0.0, [time]).is_err());
+    }
+    let three = Probes::new(&Signal::new(vec![1.0; 3], 3, 1).unwrap(), 1);
+    assert!(heat_estimates(&operator, &three, 3.0, 0.0, [1.0]).is_err());
+    assert_eq!(heat_energy(&[0.0, 1.0], &[0.0, 0.0], 1.0), Err(Null::ZeroSignal));
+    assert_eq!(signal::energy_share_from(&[0.0], &[0.0], 1.0), Err(Null::ZeroSignal));
+    let empty = graph_of(&[0.0; 4], 2);
+    let operator = LaplacianOperator::new(&empty, Laplacian::Combinatorial);
+    let [still] = heat_estimates(&operator, &probes, 2.0, 0.0, [3.0]).unwrap();
+    assert_eq!((still.value, still.error), (1.0, 0.0));
+}
+
+#[test]
+fn the_random_walk_laplacian_in_its_own_inner_product() {
+    let mut random = Random::new(29);
+    let mut cases = patterns();
+    // Nodes 1 and 2 alone.
+    cases.push(("isolated".to_owned(), 4, vec![edges(4, [(0, 3)])]));
+    for (name, n, heads) in cases {
+        let graph = head_mean(&heads, n);
+        let operator = LaplacianOperator::new(&graph, Laplacian::RandomWalk);
+        let eigen = eigh(&operator.dense().unwrap(), n).unwrap();
+        let weights: Vec<f64> = (0..n * n).map(|k| f64::from(graph.weight(k / n, k % n))).collect();
+        let matrix = reference::laplacian(&weights, n, Laplacian::RandomWalk);
+        let degrees = graph.degrees();
+        assert_eq!(operator.n_isolated(), degrees.iter().filter(|d| **d == 0.0).count());
+
+        // Right eigenvectors D^-½u; a node alone is one by itself.
+        for k in 0..n {
+            let vector = eigen.vector(k);
+            let right: Vec<f64> = vector
+                .iter()
+                .zip(degrees)
+                .map(|(v, d)| if *d > 0.0 { v / d.sqrt() } else { *v })
+                .collect();
+            let size = right.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+            for i in 0..n {
+                let row: f64 = (0..n).map(|j| matrix[i * n + j] * right[j]).sum();
+                close(&name, row, eigen.values()[k] * right[i], 1e-12 * n as f64 * size);
+            }
+        }
+        let symmetric = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+        assert_eq!(found(&graph, Laplacian::RandomWalk), found(&graph, symmetric.kind()));
+        assert_eq!(operator.dense().unwrap(), symmetric.dense().unwrap());
+
+        let d = 3;
+        let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+        let signal = Signal::new(x.clone(), n, d).unwrap();
+        let gram = signal.gram().unwrap();
+        let energy = signal::energy(&operator, &gram).unwrap();
+        close(&name, energy, reference::weighted_energy(degrees, &x, d), 1e-13 * energy);
+        close(&name, signal::energy(&symmetric, &gram).unwrap(), signal.energy(), 1e-12 * n as f64);
+        // ½ Σ W_ij ‖x_i − x_j‖².
+        let mut differences = 0.0;
+        for k in 0..n * n {
+            for c in 0..d {
+                differences += 0.5 * weights[k] * (x[k / n * d + c] - x[k % n * d + c]).powi(2);
+            }
+        }
+        let dirichlet = signal::dirichlet_energy(&operator, &gram).unwrap();
+        close(&name, dirichlet, differences, 1e-13 * (1.0 + energy) * n as f64);
+        let coordinates = signal.in_coordinates_of(&operator).unwrap();
+        let energies = signal::mode_energies(&eigen, &coordinates).unwrap();
+        close(&name, energies.iter().sum(), energy, 1e-12 * energy);
+        let by_modes: f64 = energies.iter().zip(eigen.values()).map(|(e, v)| e * v).sum();
+        close(&name, by_modes, dirichlet, 1e-12 * (1.0 + energy) * n as f64);
+
+        // Of one column every probe is that column or its negative.
+        let column: Vec<f64> = x.iter().step_by(d).copied().collect();
+        let single = Signal::new(column.clone(), n, 1).unwrap();
+        let gram = single.gram().unwrap();
+        let energy = signal::energy(&operator, &gram).unwrap();
+        let dirichlet = signal::dirichlet_energy(&operator, &gram).unwrap();
+        let coordinates = single.in_coordinates_of(&operator).unwrap();
+        let energies = signal::mode_energies(&eigen, &coordinates).unwrap();
+        let probes = Probes::new(&single, 1);
+        let estimates = heat_estimates(&operator, &probes, energy, dirichlet, TIMES).unwrap();
+        for (time, estimate) in TIMES.into_iter().zip(estimates) {
+            let cooled = reference::diffuse(&matrix, &column, n, 1, time);
+            let expected: f64 =
+                (0..n).map(|i| column[i] * degrees[i] * cooled[i]).sum::<f64>() / energy;
+            let exact = heat_energy(eigen.values(), &energies, time).unwrap();
+            close(&name, exact, expected, 1e-12 * n as f64);
+            close(&name, estimate.value, expected, 3.0 * TRUNCATION + 1e-12 * n as f64);
+        }
+    }
+    let graph = graph_of(&[1.0, 0.0, 0.5, 0.5], 2);
+    let operator = LaplacianOperator::new(&graph, Laplacian::RandomWalk);
+    let three = Signal::new(vec![1.0; 3], 3, 1).unwrap();
+    assert!(signal::energy(&operator, &three.gram().unwrap()).is_err());
+    assert!(three.in_coordinates_of(&operator).is_err());
+}
+
+const WIDTH: f64 = 0.1;
+
+/// Every functional of a quadrature, and the same of the eigenvalues.
+fn functionals(quadrature: &Quadrature, values: &[f64]) -> Vec<(String, Estimate, f64)> {
+    let mut all = Vec::new();
+    for beta in [0.5, 2.0, 8.0] {
+        let (free_energy, heat_capacity) = reference::free_energy_and_heat_capacity(values, beta);
+        let partition = values.iter().map(|value| (-beta * value).exp()).sum();
+        all.push((format!("Z({beta})"), quadrature.partition(beta).unwrap(), partition));
+        let name = format!("free energy at {beta}");
+        all.push((name, quadrature.free_energy(beta).unwrap(), free_energy));
+        let name = format!("heat capacity at {beta}");
+        all.push((name, quadrature.heat_capacity(beta).unwrap(), heat_capacity));
+    }
+    let grid = [0.3, 0.8, 1.0];
+    for (x, got) in grid.into_iter().zip(quadrature.density(&grid, WIDTH).unwrap()) {
+        let expected = reference::density_of_states(values, x, WIDTH);
+        all.push((format!("density at {x}"), got, expected));
+    }
+    for tau in [1.0, 4.0] {
+        let got = quadrature.form_factor(tau).unwrap();
+        all.push((format!("form factor at {tau}"), got, reference::form_factor(values, tau)));
+    }
+    let positive: Vec<f64> = values.iter().map(|value| value.max(0.0)).collect();
+    let entropy = quadrature.eigenvalue_entropy().unwrap().unwrap();
+    all.push(("eigenvalue entropy".to_owned(), entropy, reference::entropy(&positive)));
+    all
+}
+
+#[test]
+fn quadrature_is_exact_where_probes_agree() {
+    // One eigenvalue besides that of the null vector, or none: no scatter.
+    for n in [2usize, 3, 8, 33] {
+        let complete = edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j))));
+        for (pattern, kind) in [
+            (complete.clone(), Laplacian::SymmetricNormalized),
+            (complete.iter().map(|a| a / n as f32).collect(), Laplacian::Combinatorial),
+            (vec![0.0; n * n], Laplacian::RandomWalk),
+        ] {
+            let graph = graph_of(&pattern, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let values = eigenvalues(&operator.dense().unwrap(), n).unwrap();
+            let quadrature = Quadrature::run(&operator, &QuadratureOptions::default()).unwrap();
+            assert_eq!(quadrature.recurrences().len(), 16);
+            for (name, got, expected) in functionals(&quadrature, &values) {
+                let tolerance = 1e-6 * expected.abs().max(1.0);
+                close(&format!("{n} nodes, {kind}, {name}"), got.value, expected, tolerance);
+                close(&format!("{n} nodes, {kind}, error of {name}"), got.error, 0.0, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn quadrature_errors_cover_the_truth() {
+    let mut random = Random::new(31);
+    let n = 96;
+    for sharpness in [0.5, 4.0] {
+        for (kind, sink) in [(Laplacian::SymmetricNormalized, 3.0), (Laplacian::Combinatorial, 0.0)]
+        {
+            let heads: Vec<_> =
+                (0..2).map(|_| attention_like(&mut random, n, sharpness, sink)).collect();
+            let graph = head_mean(&heads, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let values = eigenvalues(&operator.dense().unwrap(), n).unwrap();
+            let seeds = 200;
+            let mut covered: Vec<(String, usize)> = Vec::new();
+            for seed in 0..seeds {
+                let options = QuadratureOptions { n_probes: 16, steps: 48, seed };
+                let quadrature = Quadrature::run(&operator, &options).unwrap();
+                let found = functionals(&quadrature, &values);
+                covered.resize(found.len(), (String::new(), 0));
+                for (count, (name, got, expected)) in covered.iter_mut().zip(found) {
+                    // 95 % of Student's distribution with 15 degrees of freedom.
+                    let hit = (got.value - expected).abs() <= 2.131 * got.error;
+                    *count = (name, count.1 + usize::from(hit));
+                }
+            }
+            for (name, hits) in covered {
+                let rate = hits as f64 / seeds as f64;
+                assert!((0.85..1.0).contains(&rate), "{kind}, {sharpness}, {name}: {rate}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quadrature_has_the_same_bits_on_any_number_of_threads() {
+    let graph = graph_of(&attention_like(&mut Random::new(37), 70, 2.0, 3.0), 70);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| Quadrature::run(&operator, &QuadratureOptions::default()).unwrap())
+    };
+    let quadrature = run(1);
+    assert_eq!(quadrature, run(3));
+    assert!(quadrature.recurrences().iter().all(|r| r.alpha.len() == r.beta.len() + 1));
+    assert_eq!(quadrature.n_nodes(), 70);
+    let all = quadrature.trace_of(|_| 1.0).unwrap();
+    close("number of nodes", all.value, 70.0, 1e-10);
+}
+
+#[test]
+fn quadratures_that_do_not_exist() {
+    let graph = graph_of(&attention_like(&mut Random::new(41), 40, 2.0, 3.0), 40);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let options = QuadratureOptions::default();
+    for bad in [
+        QuadratureOptions { n_probes: 7, ..options },
+        QuadratureOptions { n_probes: 1025, ..options },
+        QuadratureOptions { steps: 0, ..options },
+        QuadratureOptions { steps: 1025, ..options },
+    ] {
+        assert!(Quadrature::run(&operator, &bad).is_err());
+    }
+    let coarse = QuadratureOptions { steps: 4, ..options };
+    let quadrature = Quadrature::run(&operator, &coarse).unwrap();
+    for width in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-3] {
+        assert!(quadrature.density(&[1.0], width).is_err(), "{width}");
+    }
+    assert!(quadrature.density(&[f64::NAN], 1.0).is_err());
+    for tau in [-1.0, f64::NAN, 1e3] {
+        assert!(quadrature.form_factor(tau).is_err(), "{tau}");
+    }
+    for beta in [-1.0, f64::NAN, f64::INFINITY] {
+        assert!(quadrature.partition(beta).is_err() && quadrature.free_energy(beta).is_err());
+    }
+    assert!(quadrature.free_energy(0.0).is_err() && quadrature.heat_capacity(0.0).is_err());
+    assert!(quadrature.trace_of(f64::ln).is_err());
+
+    // No nodes, and one: the null vector is the whole space.
+    for n in [0usize, 1] {
+        let graph = graph_of(&vec![1.0; n * n], n);
+        let operator = LaplacianOperator::new(&graph, Laplacian::Combinatorial);
+        let quadrature = Quadrature::run(&operator, &options).unwrap();
+        assert!(quadrature.recurrences().is_empty());
+        let exact = Estimate { value: n as f64, error: 0.0 };
+        assert_eq!(quadrature.partition(1.0).unwrap(), exact);
+        assert_eq!(quadrature.eigenvalue_entropy().unwrap(), Err(Null::ZeroSpectrum));
+        assert_eq!(quadrature.free_energy(1.0).is_ok(), n == 1);
+    }
+}
+
+#[test]
+fn spacing_ratios() {
+    use std::f64::consts::{LN_2, PI};
+    let ladder: Vec<f64> = (0..50).map(|k| 0.25 * f64::from(k)).collect();
+    assert_eq!(signal::spacing_ratio(&ladder).mean, Ok(1.0));
+    assert_eq!(signal::spacing_ratio(&[0.0, 1.0]).mean, Err(Null::TooFewNodes));
+    assert_eq!(signal::spacing_ratio(&[]).mean, Err(Null::TooFewNodes));
+    let same = signal::spacing_ratio(&[0.0; 5]);
+    assert_eq!((same.mean, same.n_zero_pairs), (Err(Null::ZeroSpacings), 3));
+
+    // A cycle's levels come in pairs: every spacing of 0 stands between two others.
+    let n = 9;
+    let cycle = graph_of(&edges(n, (0..n).map(|i| (i, (i + 1) % n))), n);
+    let operator = LaplacianOperator::new(&cycle, Laplacian::SymmetricNormalized);
+    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.0), 0));
+    // A complete graph has one level besides 0.
+    let complete = graph_of(&edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j)))), n);
+    let operator = LaplacianOperator::new(&complete, Laplacian::Combinatorial);
+    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.0), n - 3));
+    // A path's levels are 2 − 2 cos(πk/n).
+    let path = graph_of(&edges(n, (1..n).map(|i| (i - 1, i))), n);
+    let operator = LaplacianOperator::new(&path, Laplacian::Combinatorial);
+    let level = |k: usize| 2.0 - 2.0 * (PI * k as f64 / n as f64).cos();
+    let spacing = |k: usize| level(k + 1) - level(k);
+    let ratio = |k: usize| (spacing(k) / spacing(k + 1)).min(spacing(k + 1) / spacing(k));
+    let expected = (0..n - 2).map(ratio).sum::<f64>() / (n - 2) as f64;
+    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    close("path", found.mean.unwrap(), expected, 1e-13);
+
+    // Independent levels: 2 ln 2 − 1, within four standard errors.
+    let mut random = Random::new(23);
+    let mut levels: Vec<f64> = (0..20_000).map(|_| random.uniform()).collect();
+    levels.sort_by(f64::total_cmp);
+    close("independent", signal::spacing_ratio(&levels).mean.unwrap(), 2.0 * LN_2 - 1.0, 0.01);
+
+    for (name, n, heads) in patterns() {
+        let graph = head_mean(&heads, n);
+        for kind in KINDS {
+            let operator = LaplacianOperator::new(&graph, kind);
+            let values = eigenvalues(&operator.dense().unwrap(), n).unwrap();
+            let found = signal::spacing_ratio(&values);
+            let rounding = n as f64 * f64::EPSILON * values[n - 1].max(0.0);
+            let (mean, zero_pairs) = reference::spacing_ratio(&values, rounding);
+            assert_eq!(found.n_zero_pairs, zero_pairs, "{name}");
+            match found.mean {
+                Ok(got) => close(&name, got, mean, 1e-14),
+                Err(_) => assert!(mean.is_nan(), "{name}"),
             }
         }
     }
