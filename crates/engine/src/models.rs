@@ -36,7 +36,7 @@ pub struct Families {
 pub fn families() -> Families {
     Families {
         families: Config::KNOWN.to_vec(),
-        gguf_architectures: Config::KNOWN_GGUF.to_vec(),
+        gguf_architectures: Config::known_gguf(),
         gguf_types: Inventory::gguf_formats(),
         safetensors_types: vec!["F32", "F16", "BF16"],
         built_in: BuiltIn::ALL.iter().map(|model| model.name()).collect(),

@@ -40,6 +40,13 @@ macro_rules! families {
             /// The `model_type`s that can be loaded.
             pub const KNOWN: &'static [&'static str] = &[$($model_type,)*];
 
+            /// The architectures of GGUF files that can be loaded.
+            pub fn known_gguf() -> Vec<&'static str> {
+                let mut known: Vec<_> = [$(<$config>::GGUF,)*].into_iter().flatten().collect();
+                known.dedup();
+                known
+            }
+
             /// The family's `model_type`.
             pub fn model_type(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $model_type,)* }
@@ -66,7 +73,8 @@ macro_rules! families {
 
             /// The first family that knows the file.
             fn read_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-                $(if let Some(config) = <$config>::from_gguf(file)? {
+                let named = Some(file.architecture());
+                $(if <$config>::GGUF == named && let Some(config) = <$config>::from_gguf(file)? {
                     return Ok(Some(Self::$variant(config)));
                 })*
                 Ok(None)
@@ -114,10 +122,6 @@ families! {
 }
 
 impl Config {
-    /// The architectures of GGUF files that can be loaded.
-    pub const KNOWN_GGUF: &'static [&'static str] =
-        &["gemma", "gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3"];
-
     /// Reads a `config.json`.
     ///
     /// # Errors
@@ -162,7 +166,7 @@ impl Config {
         Self::read_gguf(&file)?.ok_or_else(|| Error::UnknownModelType {
             path: gguf.path().to_owned(),
             found: architecture.chars().take(80).collect(),
-            known: Self::KNOWN_GGUF.to_vec(),
+            known: Self::known_gguf(),
         })
     }
 }

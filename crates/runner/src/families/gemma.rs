@@ -36,6 +36,8 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("gemma");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         causal_only(fields)?;
         let mut trunk = Trunk::read(fields, &DEFAULTS)?;
@@ -51,9 +53,6 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        if file.architecture() != "gemma" {
-            return Ok(None);
-        }
         Ok(Some(Self {
             trunk: Trunk::from_gguf(file, &DEFAULTS)?,
             intermediate_size: file.layer_size("feed_forward_length", bound::WIDTH)?,

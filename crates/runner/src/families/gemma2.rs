@@ -86,6 +86,8 @@ const MODULES: &[(Site, &str)] = &[
 ];
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("gemma2");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         causal_only(fields)?;
         let trunk = Trunk::read(fields, &DEFAULTS)?;
@@ -112,9 +114,6 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        if file.architecture() != "gemma2" {
-            return Ok(None);
-        }
         let trunk = Trunk::from_gguf(file, &DEFAULTS)?;
         let window = file.window()?.or(Some(WINDOW));
         // The files do not say it. Of the released models only the largest, known by its

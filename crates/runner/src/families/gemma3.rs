@@ -85,6 +85,8 @@ const MODULES: &[(Site, &str)] = &[
 ];
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("gemma3");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         causal_only(fields)?;
         let mut local = None;
@@ -112,9 +114,6 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        if file.architecture() != "gemma3" {
-            return Ok(None);
-        }
         let trunk = Trunk::from_gguf(file, &DEFAULTS)?;
         let pattern = file.size_or("attention.sliding_window_pattern", bound::COUNT, PATTERN)?;
         let window = file.window()?.or(Some(gemma2::WINDOW));

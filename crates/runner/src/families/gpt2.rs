@@ -80,6 +80,8 @@ const MODULES: &[(Site, &str)] = &[
 ];
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("gpt2");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         // The class knows these sizes by two names each.
         let size = |key, other, max, default: usize| -> Result<usize> {
@@ -109,9 +111,6 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        if file.architecture() != "gpt2" {
-            return Ok(None);
-        }
         let n_embd = file.size("embedding_length", bound::WIDTH)?;
         let n_head = file.layer_size("attention.head_count", bound::COUNT)?;
         if !n_embd.is_multiple_of(n_head) {

@@ -26,6 +26,8 @@ pub struct Config {
 const GGUF_LAYOUT: GgufLayout = GgufLayout { rotary_rows: RotaryRows::Pairs, ..LLAMA_LAYOUT };
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("llama");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         Ok(Self {
             trunk: Trunk::read(fields, &Defaults::LLAMA)?,
@@ -36,7 +38,7 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        if file.architecture() != "llama" || file.experts()?.is_some() {
+        if file.experts()?.is_some() {
             return Ok(None);
         }
         Ok(Some(Self {

@@ -85,6 +85,8 @@ const MODULES: &[(Site, &str)] = &[
 ];
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("llama");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         let num_local_experts = match fields.size("num_local_experts", bound::COUNT)? {
             Some(count) => count,
@@ -106,8 +108,7 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        let Some((n_experts, k)) = file.experts()?.filter(|_| file.architecture() == "llama")
-        else {
+        let Some((n_experts, k)) = file.experts()? else {
             return Ok(None);
         };
         Ok(Some(Self {

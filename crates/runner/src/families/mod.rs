@@ -50,10 +50,14 @@ pub struct Details {
 
 /// What a family does: read its configuration, and make a decoder of it.
 pub(crate) trait Family: Sized {
+    /// The architecture that the family's GGUF files name; `None`: they are not read.
+    const GGUF: Option<&str> = None;
+
     /// Reads a `config.json`.
     fn read(fields: &Fields<'_>) -> Result<Self>;
 
-    /// Reads a GGUF file's metadata; `None` if the file is of another family.
+    /// Reads the metadata of a GGUF file of the family's architecture; `None` if it is
+    /// that of another family of the same architecture.
     fn from_gguf(_: &GgufFields<'_>) -> Result<Option<Self>> {
         Ok(None)
     }

@@ -63,6 +63,8 @@ const MODULES: &[(Site, &str)] = &[
 ];
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("phi3");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         Ok(Self {
             trunk: Trunk::read(fields, &DEFAULTS)?,
@@ -72,9 +74,6 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        if file.architecture() != "phi3" {
-            return Ok(None);
-        }
         Ok(Some(Self {
             trunk: Trunk::from_gguf(file, &DEFAULTS)?,
             intermediate_size: file.layer_size("feed_forward_length", bound::WIDTH)?,

@@ -45,6 +45,8 @@ pub(super) fn read_windows(fields: &Fields<'_>, n_layers: usize) -> Result<Vec<O
 }
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("qwen2");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         let trunk = Trunk::read(fields, &DEFAULTS)?;
         Ok(Self {
@@ -57,9 +59,6 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        if file.architecture() != "qwen2" {
-            return Ok(None);
-        }
         let trunk = Trunk::from_gguf(file, &DEFAULTS)?;
         Ok(Some(Self {
             intermediate_size: file.layer_size("feed_forward_length", bound::WIDTH)?,

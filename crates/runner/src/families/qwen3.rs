@@ -45,6 +45,8 @@ const MODULES: &[(Site, &str)] = &[
 ];
 
 impl Family for Config {
+    const GGUF: Option<&str> = Some("qwen3");
+
     fn read(fields: &Fields<'_>) -> Result<Self> {
         let trunk = Trunk::read(fields, &DEFAULTS)?;
         Ok(Self {
@@ -58,9 +60,6 @@ impl Family for Config {
     }
 
     fn from_gguf(file: &GgufFields<'_>) -> Result<Option<Self>> {
-        if file.architecture() != "qwen3" {
-            return Ok(None);
-        }
         let trunk = Trunk::from_gguf(file, &DEFAULTS)?;
         Ok(Some(Self {
             intermediate_size: file.layer_size("feed_forward_length", bound::WIDTH)?,
