@@ -118,7 +118,7 @@ pub struct DemoArgs {
 /// Which model, and how it is run.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// A model folder, a .gguf file, a built-in name (tiny-mixtral), or a hub id (org/name[@revision][:file.gguf]).
+    /// A model folder, a .gguf file, a built-in name (tiny-mixtral), or a hub id (org/name, org/name@revision, org/name:file.gguf).
     #[arg(long, value_name = "MODEL")]
     pub model: String,
     /// Where to run.
@@ -270,7 +270,7 @@ pub struct ShowArgs {
 
 #[derive(Args)]
 pub struct ModelsArgs {
-    /// A model folder, a .gguf file, a built-in name, or a hub id (org/name[@revision][:file.gguf]).
+    /// A model folder, a .gguf file, a built-in name, or a hub id (org/name, org/name@revision, org/name:file.gguf).
     pub model: Option<String>,
     /// Tokens for which memory is estimated [default: 2048, or the model's context if shorter].
     #[arg(long, value_name = "N", requires = "model", conflicts_with = "check")]
