@@ -17,7 +17,7 @@ fn source() -> Source {
 }
 
 #[test]
-#[ignore = "needs scripts/fetch-test-models --gemma"]
+#[ignore = "a model under terms of its own: scripts/fetch-test-models --gemma, then cargo test --release -p runner --test gemma3 -- --ignored"]
 fn its_layers_are_those_of_the_release() {
     let info = runner::read_config(&source()).unwrap().info();
     assert_eq!((info.n_layers(), info.d_model, info.d_vocab), (18, 640, 262_144));
@@ -30,7 +30,7 @@ fn its_layers_are_those_of_the_release() {
 
 /// The first 1,024 tokens of the Lee corpus, BOS included.
 #[test]
-#[ignore = "needs scripts/fetch-test-models --gemma"]
+#[ignore = "a model under terms of its own: scripts/fetch-test-models --gemma, then cargo test --release -p runner --test gemma3 -- --ignored"]
 fn perplexity_is_that_of_the_reference() {
     let text = std::fs::read_to_string(file(TEXT)).unwrap();
     let tokenizer = Tokenizer::load(&source()).unwrap();
