@@ -14,6 +14,8 @@ mod graphs;
 mod linear;
 #[path = "kernels/mixture.rs"]
 mod mixture;
+#[path = "kernels/quadrature.rs"]
+mod quadrature;
 #[path = "kernels/spectral.rs"]
 mod spectral;
 
