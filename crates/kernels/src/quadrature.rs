@@ -23,6 +23,7 @@ use std::ops::RangeInclusive;
 
 use rayon::prelude::*;
 
+use crate::adjacency::Adjacency;
 use crate::heat::Estimate;
 use crate::lanczos::recurrence;
 use crate::laplacian::LaplacianOperator;
@@ -126,7 +127,10 @@ impl Quadrature {
     ///
     /// # Errors
     /// [`Error::Range`] for options out of their ranges, [`Error::Eigen`].
-    pub fn run(laplacian: &LaplacianOperator<'_>, options: &QuadratureOptions) -> Result<Self> {
+    pub fn run<G: Adjacency>(
+        laplacian: &LaplacianOperator<'_, G>,
+        options: &QuadratureOptions,
+    ) -> Result<Self> {
         let QuadratureOptions { n_probes, steps, seed } = *options;
         if !(MIN_PROBES..=MAX_PROBES).contains(&n_probes) {
             let expected = format_args!("{MIN_PROBES} to {MAX_PROBES}");
@@ -459,7 +463,11 @@ fn jackknife(m: usize, statistic: impl Fn(Option<usize>) -> f64) -> Estimate {
 }
 
 /// The recurrence of one probe of random signs.
-fn probe(laplacian: &LaplacianOperator<'_>, seed: u64, steps: usize) -> Recurrence {
+fn probe<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    seed: u64,
+    steps: usize,
+) -> Recurrence {
     let mut random = SplitMix64::new(seed);
     let n = laplacian.n_nodes();
     let mut signs = vec![0.0; laplacian.n_padded()];
