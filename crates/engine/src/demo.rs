@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use analysis::contrast::{Contrast, Pair};
-use analysis::spectral::Preset;
+use analysis::spectral::{Keep, Preset};
 use hooks::{Positions, Selection};
 use runner::{BuiltIn, WeightDtype};
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
             exact: false,
             layers: Selection::All,
             heads: Selection::All,
+            keep: Keep::default(),
         }),
         routing: Some(Selection::All),
         out: out.to_owned(),

@@ -15,26 +15,36 @@ use crate::Result;
 /// A sink whose results go to a run folder, prompt by prompt.
 pub(crate) trait Recorder: ActivationSink {
     /// The tables that it fills.
-    fn tables(&self) -> &'static [TableSchema];
+    fn tables(&self) -> Vec<TableSchema>;
 
     /// The prompt is through: adds its results.
     fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()>;
 }
 
 impl Recorder for SpectralSink {
-    fn tables(&self) -> &'static [TableSchema] {
+    fn tables(&self) -> Vec<TableSchema> {
         use tables::spectral::{ATTENTION, ATTENTION_LAYERS, SPECTRAL};
-        &[SPECTRAL, ATTENTION, ATTENTION_LAYERS]
+        let keep = &self.options().keep;
+        let mut all = vec![SPECTRAL, ATTENTION, ATTENTION_LAYERS];
+        all.extend(keep.quadrature.map(|_| tables::quadrature::QUADRATURE));
+        all.extend(keep.parts.iter().map(|part| tables::eigen::table(*part)));
+        all
     }
 
     fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()> {
-        tables::spectral::write(&self.take(), writer)
+        let rows = self.take();
+        tables::spectral::write(&rows, writer)?;
+        tables::eigen::write(&rows.spectral, writer)?;
+        if self.options().keep.quadrature.is_some() {
+            tables::quadrature::write(&rows.spectral, writer)?;
+        }
+        Ok(())
     }
 }
 
 impl Recorder for RoutingSink {
-    fn tables(&self) -> &'static [TableSchema] {
-        &[tables::routing::ROUTING, tables::routing::EXPERTS]
+    fn tables(&self) -> Vec<TableSchema> {
+        vec![tables::routing::ROUTING, tables::routing::EXPERTS]
     }
 
     fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()> {

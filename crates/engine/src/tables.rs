@@ -3,7 +3,9 @@
 //! One file per analysis; each declares its [`TableSchema`]s and converts that
 //! analysis's rows.
 
+pub mod eigen;
 pub mod prompts;
+pub mod quadrature;
 pub mod routing;
 pub mod spectral;
 

@@ -63,6 +63,21 @@ impl Default for QuadratureOptions {
     }
 }
 
+impl QuadratureOptions {
+    /// Whether [`Quadrature::run`] takes them.
+    ///
+    /// # Errors
+    /// [`Error::Range`].
+    pub fn check(&self) -> Result<()> {
+        let in_range = |what, range: RangeInclusive<usize>, got| {
+            let expected = format_args!("{} to {}", range.start(), range.end());
+            if range.contains(&got) { Ok(()) } else { Err(Error::range(OP, what, expected, got)) }
+        };
+        in_range("number of probes", MIN_PROBES..=MAX_PROBES, self.n_probes)?;
+        in_range("number of steps", STEPS, self.steps)
+    }
+}
+
 /// One probe's tridiagonal matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recurrence {
@@ -131,14 +146,8 @@ impl Quadrature {
         laplacian: &LaplacianOperator<'_, G>,
         options: &QuadratureOptions,
     ) -> Result<Self> {
+        options.check()?;
         let QuadratureOptions { n_probes, steps, seed } = *options;
-        if !(MIN_PROBES..=MAX_PROBES).contains(&n_probes) {
-            let expected = format_args!("{MIN_PROBES} to {MAX_PROBES}");
-            return Err(Error::range(OP, "number of probes", expected, n_probes));
-        }
-        if !STEPS.contains(&steps) {
-            return Err(Error::range(OP, "number of steps", steps_expected(), steps));
-        }
         let n_nodes = laplacian.n_nodes();
         let dimension = n_nodes - usize::from(laplacian.null_vector().is_some());
         let mut seeds = SplitMix64::new(seed);
@@ -484,10 +493,6 @@ fn probe<G: Adjacency>(
     Recurrence { alpha, beta }
 }
 
-fn steps_expected() -> String {
-    format!("{} to {}", STEPS.start(), STEPS.end())
-}
-
 impl Coefficients {
     /// Refuses what [`Quadrature::run`] does not leave, before any work on it.
     fn check(&self) -> Result<()> {
@@ -500,7 +505,8 @@ impl Coefficients {
             return Err(Error::range(OP, "trace", "finite, at least 0", trace));
         }
         if !STEPS.contains(steps) {
-            return Err(Error::range(OP, "number of steps", steps_expected(), steps));
+            let expected = format_args!("{} to {}", STEPS.start(), STEPS.end());
+            return Err(Error::range(OP, "number of steps", expected, steps));
         }
         let probes = if *dimension == 0 { 0..=0 } else { MIN_PROBES..=MAX_PROBES };
         if !probes.contains(&recurrences.len()) {

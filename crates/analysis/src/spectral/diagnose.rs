@@ -5,12 +5,12 @@ use hooks::{HookPoint, Site};
 use kernels::eigh::{Eigen, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, heat_energy, heat_estimates};
-use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
+use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes_and_vector};
 use kernels::laplacian::LaplacianOperator;
 use kernels::signal::{self, Gram, Null, Signal};
 use rayon::prelude::*;
 
-use super::{Exactness, HEAT_TIMES, HFER_CUT, NullReason, Preset, Run, Source, SpectralRow};
+use super::{Exactness, HEAT_TIMES, HFER_CUT, Keep, NullReason, Preset, Run, Source, SpectralRow};
 use crate::{Error, Result};
 
 /// Diagnoses one layer of one prompt: no model needed.
@@ -68,7 +68,7 @@ pub fn spectra(
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
     let graphs = build_graphs(source, pattern, heads, heads, runs)?;
-    finish(source, &graphs, &read_signal(source, signal)?, lanczos)
+    finish(source, &graphs, &read_signal(source, signal)?, lanczos, &Keep::default())
 }
 
 /// A graph and what it is of.
@@ -159,6 +159,7 @@ pub(super) fn finish(
     graphs: &[LayerGraph],
     signal: &Signal,
     lanczos: &LanczosOptions,
+    keep: &Keep,
 ) -> Result<Vec<SpectralRow>> {
     let prepared: Vec<(Preset, Prepared)> = Preset::ALL
         .into_iter()
@@ -169,7 +170,7 @@ pub(super) fn finish(
         .par_iter()
         .filter_map(|graph| {
             let (_, prepared) = prepared.iter().find(|(preset, _)| *preset == graph.run.preset)?;
-            Some(diagnose(source, graph, signal.n_nodes(), prepared, lanczos))
+            Some(diagnose(source, graph, signal.n_nodes(), prepared, lanczos, keep))
         })
         .collect();
     rows.into_iter().collect()
@@ -213,6 +214,7 @@ fn diagnose(
     n_tokens: usize,
     prepared: &Prepared,
     lanczos: &LanczosOptions,
+    keep: &Keep,
 ) -> Result<SpectralRow> {
     let LayerGraph { run, head, graph } = graph;
     let laplacian = run.laplacian;
@@ -246,6 +248,7 @@ fn diagnose(
             .and_then(|signal| Whole::new(eigen, &signal)),
     };
     let whole = whole.map_err(failed)?;
+    let kept = keep.take(*head, &operator, eigen.as_ref(), &ends.fiedler_vector).map_err(failed)?;
 
     let mut nulls = Vec::new();
     let mut column = |name, value: Column| match value {
@@ -324,6 +327,7 @@ fn diagnose(
         spacing_ratio: column("spacing_ratio", whole.spacing_ratio),
         spacing_zero_pairs: whole.spacing_zero_pairs,
         nulls,
+        kept,
     })
 }
 
@@ -340,6 +344,8 @@ fn kernel_error(source: Source) -> impl Fn(kernels::Error) -> Error + Copy {
 /// Both ends of a spectrum, however found.
 struct Ends {
     fiedler: Option<Certified>,
+    /// In the operator's coordinates; empty without a Fiedler value.
+    fiedler_vector: Vec<f64>,
     lambda_max: Option<Certified>,
     seeds_agree: Option<bool>,
     steps: Option<usize>,
@@ -351,7 +357,8 @@ impl Ends {
         operator: &LaplacianOperator<'_>,
         lanczos: &LanczosOptions,
     ) -> kernels::Result<Self> {
-        let (found, converged) = match extremes(operator, lanczos) {
+        let mut fiedler_vector = Vec::new();
+        let (found, converged) = match extremes_and_vector(operator, lanczos, &mut fiedler_vector) {
             Ok(found) => (found, true),
             Err(kernels::Error::NotConverged { found, .. }) => (*found, false),
             Err(error) => return Err(error),
@@ -359,6 +366,7 @@ impl Ends {
         let Extremes { fiedler, lambda_max, seeds_agree, steps } = found;
         Ok(Self {
             fiedler,
+            fiedler_vector,
             lambda_max,
             seeds_agree: Some(seeds_agree),
             steps: Some(steps),
@@ -376,6 +384,7 @@ impl Ends {
         let n = eigen.values().len();
         Ok(Self {
             fiedler: (n >= 2).then(|| certified(1)).transpose()?,
+            fiedler_vector: if n >= 2 { eigen.vector(1) } else { Vec::new() },
             lambda_max: (n >= 1).then(|| certified(n - 1)).transpose()?,
             seeds_agree: None,
             steps: None,

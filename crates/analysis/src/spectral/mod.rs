@@ -13,15 +13,20 @@
 
 mod attention;
 mod diagnose;
+mod functional;
+mod keep;
 mod row;
 mod sink;
 
 use hooks::{Selection, Site};
 use kernels::lanczos::LanczosOptions;
 use kernels::laplacian::Laplacian;
+pub use kernels::quadrature::{Coefficients, QuadratureOptions, Recurrence};
 
 pub use attention::{AttentionRow, LayerAttentionRow, Top, attention_statistics};
 pub use diagnose::spectra;
+pub use functional::{Functional, FunctionalValue, NoValue};
+pub use keep::{Keep, Kept, KeptQuadrature, Part, Probing};
 pub use row::{HEAT_TIMES, HFER_CUT, NullReason, SpectralRow};
 pub use sink::{SpectralRows, SpectralSink};
 
@@ -161,10 +166,13 @@ pub struct SpectralOptions {
     pub lanczos: LanczosOptions,
     /// How many of the largest sink scores and attention eigenvalues are kept.
     pub top_k: usize,
+    /// What is kept of each graph's spectrum itself.
+    pub keep: Keep,
 }
 
 impl Default for SpectralOptions {
-    /// The controlled preset on every layer and head, ten largest values kept.
+    /// The controlled preset on every layer and head, ten largest values kept, and
+    /// nothing of the spectra themselves.
     fn default() -> Self {
         Self {
             runs: vec![Preset::Controlled.into()],
@@ -172,6 +180,7 @@ impl Default for SpectralOptions {
             heads: Selection::All,
             lanczos: LanczosOptions::default(),
             top_k: 10,
+            keep: Keep::default(),
         }
     }
 }

@@ -69,12 +69,18 @@ impl SpectralSink {
         }
     }
 
+    /// What it was made to compute.
+    pub fn options(&self) -> &SpectralOptions {
+        &self.options
+    }
+
     /// The rows found since the last call: layer by layer, prompt by prompt.
     pub fn take(&mut self) -> SpectralRows {
         std::mem::take(&mut self.rows)
     }
 
     fn make_plan(&mut self, info: &ModelInfo) -> Result<Plan> {
+        self.options.keep.check(&self.options.runs)?;
         let mut plan = Plan::default();
         self.heads = Vec::with_capacity(info.n_layers());
         let layers = self.options.layers.resolve("layer", info.n_layers())?;
@@ -137,8 +143,9 @@ impl SpectralSink {
             return Ok(());
         }
         let wants_spectra = wants(Site::Pattern);
-        let requests = self.batch.iter().flat_map(|batch| batch.rows()).map(|row| row.request);
-        for (pending, request) in self.pending.iter_mut().zip(requests) {
+        let prompts = self.batch.iter().flat_map(|batch| batch.rows());
+        for (pending, prompt) in self.pending.iter_mut().zip(prompts) {
+            let request = prompt.request;
             let missing =
                 |site| move || Error::Missing { point: HookPoint::layer(site, layer), request };
             let Pending { graphs, signal, attention } = std::mem::take(pending);
@@ -149,7 +156,9 @@ impl SpectralSink {
                 let graphs = graphs.ok_or_else(missing(Site::Pattern))?;
                 let signal = signal.ok_or_else(missing(Site::ResidPost))?;
                 let source = Source { request, layer };
-                self.rows.spectral.extend(finish(source, &graphs, &signal, &self.options.lanczos)?);
+                let (lanczos, keep) =
+                    (&self.options.lanczos, self.options.keep.of_prompt(&prompt.tokens));
+                self.rows.spectral.extend(finish(source, &graphs, &signal, lanczos, &keep)?);
             }
         }
         Ok(())
