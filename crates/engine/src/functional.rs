@@ -1,6 +1,6 @@
 //! Functionals of whole spectra, from the quadratures that a run kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -269,19 +269,24 @@ pub fn functional(
         of.prompt.as_ref().is_none_or(|prompt| *prompt == graph.prompt)
             && of.heads.as_ref().is_none_or(head)
     };
-    let mut graphs = Vec::new();
+    let (mut graphs, mut heads) = (Vec::new(), BTreeSet::new());
     quadrature::each(&tables, |some| {
+        heads.extend(some.iter().map(|graph| graph.name.head));
         let wanted = some.into_par_iter().filter(is_wanted);
         let found: Vec<Result<FunctionalOfGraph>> =
             wanted.map(|graph| evaluate(run, &functional, graph)).collect();
         graphs.extend(found.into_iter().collect::<Result<Vec<_>>>()?);
         Ok(())
     })?;
-    if let Some(heads) = &of.heads
+    if let Some(wanted) = &of.heads
         && graphs.is_empty()
     {
-        let (what, name) = ("quadrature of heads", heads.to_string());
-        let known = vec!["those of the mean over heads at most".to_owned()];
+        let (what, name) = ("quadrature of heads", wanted.to_string());
+        let known = heads.into_iter().map(|head| match head {
+            None => "that of the mean over heads".to_owned(),
+            Some(head) => head.to_string(),
+        });
+        let known = known.collect();
         return Err(Error::NotInRun { run: run.to_owned(), what, name, known });
     }
     if let Some(reason) = graphs.first().and_then(|graph| graph.null.clone())
@@ -421,5 +426,100 @@ mod tests {
         assert!(
             tau(0.0).apply(Kind::FormFactor).is_ok() && tau(-1.0).apply(Kind::FormFactor).is_err()
         );
+    }
+    /// Number, dimension, trace, α and β of a probe.
+    type Row = (Option<u32>, u32, f64, Vec<f64>, Vec<f64>);
+
+    /// A run of one prompt with these rows of probes of a graph of ten nodes.
+    fn run_of(rows: &[Row]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let job = store::Job {
+            engine_version: "1".to_owned(),
+            description: serde_json::json!({}),
+            command: vec![],
+        };
+        let prompts = ["p".to_owned()];
+        let options = store::Options::default();
+        let mut run =
+            store::Run::create_or_resume(folder.path(), &job, &[QUADRATURE], &prompts, options)
+                .unwrap();
+        let mut writer = run.prompt(0).unwrap();
+        let n = rows.len();
+        let numbers = |value: u32| store::Column::from(vec![value; n]);
+        let columns = vec![
+            ("preset", store::Column::from(vec!["controlled"; n])),
+            ("laplacian", store::Column::from(vec!["symmetric-normalized"; n])),
+            ("layer", numbers(3)),
+            ("head", store::Column::from(vec![None::<u32>; n])),
+            ("probe", store::Column::from(rows.iter().map(|row| row.0).collect::<Vec<_>>())),
+            ("n_nodes", numbers(10)),
+            ("dimension", store::Column::from(rows.iter().map(|row| row.1).collect::<Vec<_>>())),
+            ("trace", store::Column::from(rows.iter().map(|row| row.2).collect::<Vec<_>>())),
+            ("steps", numbers(2)),
+            ("seed", store::Column::from(vec![1u64; n])),
+            ("alpha", store::Column::from(rows.iter().map(|r| r.3.clone()).collect::<Vec<_>>())),
+            ("beta", store::Column::from(rows.iter().map(|r| r.4.clone()).collect::<Vec<_>>())),
+        ];
+        writer.rows(QUADRATURE.name, columns).unwrap();
+        run.commit(writer).unwrap();
+        run.finish().unwrap();
+        folder
+    }
+
+    /// Eight probes that see the eigenvalues 0.9 and 1.1 alike.
+    fn sound() -> Vec<Row> {
+        (0..8).map(|k| (Some(k), 9, 9.0, vec![1.0, 1.0], vec![0.1])).collect()
+    }
+
+    #[test]
+    fn kept_coefficients_are_evaluated() {
+        let run = run_of(&sound());
+        let arguments = Arguments { beta: Some(2.0), ..Arguments::default() };
+        let found =
+            functional(run.path(), FunctionalKind::PartitionFunction, &arguments, &Of::default())
+                .unwrap();
+        let expected = 1.0 + 4.5 * ((-1.8f64).exp() + (-2.2f64).exp());
+        let [graph] = found.graphs.as_slice() else { panic!("{found:?}") };
+        let [measured] = graph.values.as_slice() else { panic!("{found:?}") };
+        assert!((measured.value - expected).abs() < 1e-12 && measured.error < 1e-12);
+        // One step sees the eigenvalue 1 alone.
+        let one_step = 1.0 + 9.0 * (-2.0f64).exp();
+        assert!((measured.truncation - (expected - one_step)).abs() < 1e-12);
+        assert_eq!(found.means.len(), 1);
+    }
+
+    #[test]
+    fn damaged_coefficients_are_refused() {
+        type Damage = fn(&mut Vec<Row>);
+        let damages: [(&str, Damage); 13] = [
+            ("not numbered from 0", |rows| rows[0].0 = Some(1)),
+            ("not numbered from 0", |rows| rows[5].0 = Some(4)),
+            ("not numbered from 0", |rows| rows[5].0 = Some(u32::MAX)),
+            ("not numbered from 0", |rows| rows[5].1 = 10),
+            ("not numbered from 0", |rows| rows[5].2 = 9.5),
+            ("not numbered from 0", |rows| rows[5].0 = Some(0)),
+            ("number of probes is 5", |rows| rows.truncate(5)),
+            ("number of probes is 0", |rows| {
+                rows.truncate(1);
+                rows[0].0 = None;
+            }),
+            ("dimension is 3", |rows| rows.iter_mut().for_each(|row| row.1 = 3)),
+            ("trace is NaN", |rows| rows.iter_mut().for_each(|row| row.2 = f64::NAN)),
+            ("α holds inf", |rows| rows[2].3[1] = f64::INFINITY),
+            ("α of a probe has shape [3]", |rows| rows[2].3.push(1.0)),
+            ("eigenvalue of the coefficients", |rows| rows[2].3[0] = -3.0),
+        ];
+        for (what, damage) in damages {
+            let mut rows = sound();
+            damage(&mut rows);
+            let run = run_of(&rows);
+            let of = Of::default();
+            let found =
+                functional(run.path(), FunctionalKind::HeatCapacity, &Arguments::default(), &of);
+            let error = found.unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(what) && text.contains("layer 3"), "{what}: {text}");
+            assert_eq!(error.fault(), crate::Fault::Model, "{text}");
+        }
     }
 }

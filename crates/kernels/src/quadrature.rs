@@ -275,7 +275,8 @@ impl Quadrature {
     pub fn density(&self, grid: &[f64], width: f64) -> Result<Vec<Estimate>> {
         let least = self.resolution;
         if width.is_nan() || width < least || width <= 0.0 || width.is_infinite() {
-            return Err(Error::range(OP, "width", format_args!("at least {least:e}"), width));
+            let expected = format_args!("at least {least:.3e}; more steps resolve more");
+            return Err(Error::range(OP, "width", expected, format_args!("{width:e}")));
         }
         let height = 1.0 / (width * std::f64::consts::TAU.sqrt() * self.n_nodes().max(1) as f64);
         grid.iter()
@@ -306,7 +307,8 @@ impl Quadrature {
     pub fn partition(&self, beta: f64) -> Result<Estimate> {
         let most = self.largest_beta();
         if !(0.0..=most).contains(&beta) || beta.is_infinite() {
-            return Err(Error::range(OP, "β", format_args!("from 0 to {most:e}"), beta));
+            let expected = format_args!("from 0 to {most:.3e}");
+            return Err(Error::range(OP, "β", expected, format_args!("{beta:e}")));
         }
         self.trace_of(|value| (-beta * value).exp())
     }
@@ -358,7 +360,8 @@ impl Quadrature {
     pub fn form_factor(&self, tau: f64) -> Result<Estimate> {
         let most = self.resolution.recip();
         if !(0.0..=most).contains(&tau) || tau.is_infinite() || self.n_nodes() == 0 {
-            return Err(Error::range(OP, "τ", format_args!("from 0 to {most:e}"), tau));
+            let expected = format_args!("from 0 to {most:.3e}; more steps go further");
+            return Err(Error::range(OP, "τ", expected, format_args!("{tau:e}")));
         }
         let n = self.n_nodes() as f64;
         let phases = |value: f64| [(tau * value).cos() / n, (tau * value).sin() / n];
@@ -401,7 +404,8 @@ impl Quadrature {
         }
         let most = self.largest_beta();
         if beta.is_nan() || beta <= 0.0 || beta > most || beta.is_infinite() {
-            return Err(Error::range(OP, "β", format_args!("above 0, at most {most:e}"), beta));
+            let expected = format_args!("above 0, at most {most:.3e}");
+            return Err(Error::range(OP, "β", expected, format_args!("{beta:e}")));
         }
         Ok(self.n_nodes() as f64)
     }
