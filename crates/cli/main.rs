@@ -120,6 +120,7 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     })
                     .collect(),
                 exact: spectral.exact,
+                hidden_score: spectral.hidden_score,
                 layers: spectral.run.layers.clone(),
                 heads: spectral.heads.clone(),
             };

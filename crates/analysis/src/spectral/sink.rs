@@ -4,9 +4,10 @@ use candle_core::Tensor;
 use hooks::{
     Activation, ActivationSink, Batch, HookPoint, ModelInfo, Plan, Selection, Site, Wanted,
 };
+use kernels::hidden_score::hidden_score;
 use kernels::signal::Signal;
 
-use super::attention::{AttentionRow, LayerAttentionRow, attention_statistics};
+use super::attention::{AttentionRow, LayerAttentionRow, StatisticsOptions, attention_statistics};
 use super::diagnose::{LayerGraph, build_graphs, finish, read_signal};
 use super::{Preset, Source, SpectralOptions, SpectralRow};
 use crate::{Error, Result};
@@ -43,6 +44,8 @@ pub struct SpectralSink {
     plan: Plan,
     /// For each layer, the heads that have rows of their own.
     heads: Vec<Vec<usize>>,
+    /// The layers' sliding windows.
+    windows: Vec<Option<usize>>,
     batch: Option<Batch>,
     /// What has arrived of the current layer, for each row of the batch.
     pending: Vec<Pending>,
@@ -66,6 +69,7 @@ impl SpectralSink {
             options,
             plan: Plan::default(),
             heads: Vec::new(),
+            windows: Vec::new(),
             batch: None,
             pending: Vec::new(),
             waiting: None,
@@ -81,6 +85,7 @@ impl SpectralSink {
     fn make_plan(&mut self, info: &ModelInfo) -> Result<Plan> {
         let mut plan = Plan::default();
         self.heads = Vec::with_capacity(info.n_layers());
+        self.windows = info.layers.iter().map(|layer| layer.window).collect();
         let layers = self.options.layers.resolve("layer", info.n_layers())?;
         for layer in &info.layers {
             // A head that some layer lacks is an error there, not a silent gap.
@@ -90,6 +95,9 @@ impl SpectralSink {
         let heads = if needs_mean { Selection::All } else { self.options.heads.clone() };
         for layer in layers {
             plan.add(HookPoint::layer(Site::Summary, layer), &Wanted::all(), info)?;
+            if self.options.hidden_score {
+                plan.add(HookPoint::layer(Site::ResidPost, layer), &Wanted::all(), info)?;
+            }
             if !self.options.runs.is_empty() {
                 let pattern = HookPoint::layer(Site::Pattern, layer);
                 plan.add(pattern, &Wanted::heads(heads.clone()), info)?;
@@ -130,7 +138,12 @@ impl SpectralSink {
                 pending.signals.push((point, read_signal(point, source, tensor)?));
             }
             Site::Summary => {
-                let (mut rows, whole) = attention_statistics(source, tensor, self.options.top_k)?;
+                let options = StatisticsOptions {
+                    top_k: self.options.top_k,
+                    window: self.windows[layer],
+                    boundary: self.batch.as_ref().and_then(|batch| batch.boundaries()[row]),
+                };
+                let (mut rows, whole) = attention_statistics(source, tensor, &options)?;
                 rows.retain(|row| self.heads[layer].contains(&row.head));
                 pending.attention = Some((rows, whole));
             }
@@ -150,17 +163,21 @@ impl SpectralSink {
             let missing =
                 |site| move || Error::Missing { point: HookPoint::layer(site, layer), request };
             let Pending { graphs, signals, attention } = std::mem::take(pending);
-            let (heads, whole) = attention.ok_or_else(missing(Site::Summary))?;
+            let signal_at = |point: HookPoint| {
+                let found = signals.iter().find(|(at, _)| *at == point);
+                found.map(|(_, signal)| signal).ok_or(Error::Missing { point, request })
+            };
+            let (heads, mut whole) = attention.ok_or_else(missing(Site::Summary))?;
+            if self.options.hidden_score {
+                let signal = signal_at(HookPoint::layer(Site::ResidPost, layer))?;
+                whole.hidden_score = hidden_score(signal);
+            }
             self.rows.attention.extend(heads);
             self.rows.layers.push(whole);
             if wants_spectra {
                 let graphs = graphs.ok_or_else(missing(Site::Pattern))?;
                 let n_layers = self.heads.len();
-                let signal = |preset: Preset| {
-                    let point = preset.signal(layer, n_layers);
-                    let found = signals.iter().find(|(at, _)| *at == point);
-                    found.map(|(_, signal)| signal).ok_or(Error::Missing { point, request })
-                };
+                let signal = |preset: Preset| signal_at(preset.signal(layer, n_layers));
                 let source = Source { request, layer };
                 self.rows.spectral.extend(finish(source, &graphs, signal, &self.options.lanczos)?);
             }

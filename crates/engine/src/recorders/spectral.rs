@@ -15,6 +15,8 @@ pub struct SpectralOptions {
     pub laplacians: BTreeSet<Laplacian>,
     /// Dense spectra for every graph, under the preset `controlled`, too.
     pub exact: bool,
+    /// The hidden score of every layer, too.
+    pub hidden_score: bool,
     /// Layers.
     pub layers: Selection,
     /// Heads with rows of their own; the mean always runs over all heads.
@@ -27,6 +29,7 @@ impl SpectralOptions {
             "presets": self.presets.iter().map(|preset| preset.name()).collect::<Vec<_>>(),
             "laplacians": self.laplacians.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
             "exact": self.exact,
+            "hidden_score": self.hidden_score,
             "layers": self.layers.to_string(),
             "heads": self.heads.to_string(),
         })
@@ -45,6 +48,7 @@ impl SpectralOptions {
             runs: runs.collect(),
             layers: self.layers.clone(),
             heads: self.heads.clone(),
+            hidden_score: self.hidden_score,
             ..Default::default()
         })
     }
