@@ -1,5 +1,7 @@
 //! From a pattern and a signal to rows.
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Tensor};
 use hooks::{HookPoint, Site};
 use kernels::eigh::{Eigen, eigh};
@@ -10,7 +12,9 @@ use kernels::laplacian::LaplacianOperator;
 use kernels::signal::{self, Gram, Null, Signal};
 use rayon::prelude::*;
 
-use super::{Exactness, HEAT_TIMES, HFER_CUT, NullReason, Preset, Run, Source, SpectralRow};
+use super::{
+    Exactness, HEAT_TIMES, HFER_CUT, LIBRARY_ENDS, NullReason, Preset, Run, Source, SpectralRow,
+};
 use crate::{Error, Result};
 
 /// Diagnoses one layer of one prompt: no model needed.
@@ -19,7 +23,8 @@ use crate::{Error, Result};
 ///
 /// # Shapes
 /// `pattern` is `[head, query_pos, key_pos]`, its `n`-th entry being head
-/// `heads[n]`; `signal` is `[pos, d_model]` with as many positions.
+/// `heads[n]`; `signal` is `[pos, d_model]` with as many positions: what
+/// [`Preset::signal`] names, which at the last layer is not the same for every preset.
 ///
 /// ```
 /// use analysis::spectral::{Preset, Source, spectra};
@@ -68,7 +73,8 @@ pub fn spectra(
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
     let graphs = build_graphs(source, pattern, heads, heads, runs)?;
-    finish(source, &graphs, &read_signal(source, signal)?, lanczos)
+    let signal = read_signal(HookPoint::layer(Site::ResidPost, source.layer), source, signal)?;
+    finish(source, &graphs, |_| Ok(&signal), lanczos)
 }
 
 /// A graph and what it is of.
@@ -129,7 +135,7 @@ pub(super) fn build_graphs(
             let views = &views[places.clone()];
             let (views, dropped): (Vec<PatternView<'_>>, usize) = match run.preset {
                 Preset::Controlled => (views.iter().map(|view| view.without_first()).collect(), 1),
-                Preset::Paper => (views.to_vec(), 0),
+                Preset::Paper | Preset::Library03 => (views.to_vec(), 0),
             };
             let graph = SymmetricGraph::mean(&views)
                 .map_err(|error| failed(error, &held[places], dropped))?;
@@ -139,11 +145,11 @@ pub(super) fn build_graphs(
     graphs.into_iter().collect()
 }
 
-/// Copies a captured residual stream.
-pub(super) fn read_signal(source: Source, tensor: &Tensor) -> Result<Signal> {
+/// Copies a residual stream captured at a point.
+pub(super) fn read_signal(point: HookPoint, source: Source, tensor: &Tensor) -> Result<Signal> {
     Signal::from_tensor(tensor).map_err(|error| match error {
         kernels::Error::NonFinite { index, value, .. } => Error::Captured {
-            point: HookPoint::layer(Site::ResidPost, source.layer),
+            point,
             request: source.request,
             index,
             value,
@@ -153,23 +159,26 @@ pub(super) fn read_signal(source: Source, tensor: &Tensor) -> Result<Signal> {
     })
 }
 
-/// Diagnoses every graph with the signal of the same layer.
-pub(super) fn finish(
+/// Diagnoses every graph with its preset's signal of the same layer.
+pub(super) fn finish<'s>(
     source: Source,
     graphs: &[LayerGraph],
-    signal: &Signal,
+    signal: impl Fn(Preset) -> Result<&'s Signal>,
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
     let prepared: Vec<(Preset, Prepared)> = Preset::ALL
         .into_iter()
         .filter(|preset| graphs.iter().any(|graph| graph.run.preset == *preset))
-        .map(|preset| Ok((preset, Prepared::new(preset, signal).map_err(kernel_error(source))?)))
+        .map(|preset| {
+            let prepared = Prepared::new(preset, signal(preset)?).map_err(kernel_error(source))?;
+            Ok((preset, prepared))
+        })
         .collect::<Result<_>>()?;
     let rows: Vec<Result<SpectralRow>> = graphs
         .par_iter()
         .filter_map(|graph| {
             let (_, prepared) = prepared.iter().find(|(preset, _)| *preset == graph.run.preset)?;
-            Some(diagnose(source, graph, signal.n_nodes(), prepared, lanczos))
+            Some(diagnose(source, graph, prepared, lanczos))
         })
         .collect();
     rows.into_iter().collect()
@@ -180,6 +189,7 @@ const PROBE_SEED: u64 = 3;
 
 /// A signal as a preset wants it, and what all graphs of a layer share of it.
 struct Prepared {
+    n_tokens: usize,
     signal: Signal,
     gram: Gram,
     probes: Probes,
@@ -188,17 +198,19 @@ struct Prepared {
 
 impl Prepared {
     fn new(preset: Preset, signal: &Signal) -> kernels::Result<Self> {
+        let n_tokens = signal.n_nodes();
         let (signal, zero_rows) = match preset {
             Preset::Controlled => {
                 let precision = f64::from(f32::EPSILON);
                 signal.clone().without_first().centred(precision).unit_rows()
             }
-            Preset::Paper => {
+            Preset::Paper | Preset::Library03 => {
                 let zero_rows = signal.n_zero_rows();
                 (signal.clone(), zero_rows)
             }
         };
         Ok(Self {
+            n_tokens,
             gram: signal.gram()?,
             probes: Probes::new(&signal, PROBE_SEED),
             zero_rows,
@@ -210,7 +222,6 @@ impl Prepared {
 fn diagnose(
     source: Source,
     graph: &LayerGraph,
-    n_tokens: usize,
     prepared: &Prepared,
     lanczos: &LanczosOptions,
 ) -> Result<SpectralRow> {
@@ -224,7 +235,7 @@ fn diagnose(
             point: HookPoint::layer(Site::ResidPost, source.layer),
             request: source.request,
             expected: "as many positions as the pattern".to_owned(),
-            got: vec![n_tokens, prepared.signal.d()],
+            got: vec![prepared.n_tokens, prepared.signal.d()],
         });
     }
     let failed = kernel_error(source);
@@ -243,7 +254,7 @@ fn diagnose(
         Some(eigen) => prepared
             .signal
             .in_coordinates_of(&operator)
-            .and_then(|signal| Whole::new(eigen, &signal)),
+            .and_then(|signal| Whole::new(run.preset, eigen, &signal)),
     };
     let whole = whole.map_err(failed)?;
 
@@ -266,7 +277,7 @@ fn diagnose(
         preset: run.preset,
         laplacian,
         exactness,
-        n_tokens,
+        n_tokens: prepared.n_tokens,
         n_nodes,
         isolated_nodes: operator.n_isolated(),
         zero_rows: prepared.zero_rows,
@@ -299,6 +310,7 @@ fn diagnose(
             "spectrum_variance",
             defined(present(moments.map(|m| m.variance))),
         ),
+        modes_retained: whole.modes_retained,
         hfer: column("hfer", whole.hfer),
         hfer_at_1: column("hfer_at_1", whole.hfer_at_1),
         heat: [
@@ -386,6 +398,7 @@ impl Ends {
 
 /// What takes the whole spectrum, or has an estimate in its place.
 struct Whole {
+    modes_retained: Option<usize>,
     hfer: Column,
     hfer_at_1: Column,
     heat: [Heat; HEAT_TIMES.len()],
@@ -412,6 +425,7 @@ impl Whole {
         };
         let absent = Err(NullReason::NeedsDense);
         Ok(Self {
+            modes_retained: None,
             hfer: absent,
             hfer_at_1: absent,
             heat,
@@ -423,17 +437,28 @@ impl Whole {
         })
     }
 
-    fn new(eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
+    fn new(preset: Preset, eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
         let (values, energies) = (eigen.values(), signal::mode_energies(eigen, signal)?);
-        let entropy = signal::spectral_entropy(&energies);
-        let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, energies.len()));
+        let (retained, first) = match preset {
+            Preset::Controlled | Preset::Paper => {
+                (Cow::Borrowed(&energies[..]), energies.len() / 2)
+            }
+            Preset::Library03 => {
+                let retained = signal::outer_modes(&energies, LIBRARY_ENDS);
+                let first = 9 * retained.len() / 10;
+                (Cow::Owned(retained), first)
+            }
+        };
+        let entropy = signal::spectral_entropy(&retained);
+        let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, retained.len()));
         let heat = |time| {
             let value = heat_energy(values, &energies, time).map_err(undefined)?;
             Ok(Estimate { value, error: 0.0 })
         };
         let spacings = signal::spacing_ratio(values);
         Ok(Self {
-            hfer: signal::high_frequency_energy_ratio(&energies).map_err(undefined),
+            modes_retained: Some(retained.len()),
+            hfer: signal::energy_share_of_modes(&retained, first).map_err(undefined),
             hfer_at_1: signal::energy_share_from(values, &energies, HFER_CUT).map_err(undefined),
             heat: HEAT_TIMES.map(heat),
             spectral_entropy: entropy.map_err(undefined),

@@ -8,7 +8,7 @@ use kernels::signal::Signal;
 
 use super::attention::{AttentionRow, LayerAttentionRow, attention_statistics};
 use super::diagnose::{LayerGraph, build_graphs, finish, read_signal};
-use super::{Source, SpectralOptions, SpectralRow};
+use super::{Preset, Source, SpectralOptions, SpectralRow};
 use crate::{Error, Result};
 
 /// What a [`SpectralSink`] has found.
@@ -46,13 +46,16 @@ pub struct SpectralSink {
     batch: Option<Batch>,
     /// What has arrived of the current layer, for each row of the batch.
     pending: Vec<Pending>,
+    /// The last layer, while a preset that reads the final norm waits for it.
+    waiting: Option<usize>,
     rows: SpectralRows,
 }
 
 #[derive(Default)]
 struct Pending {
     graphs: Option<Vec<LayerGraph>>,
-    signal: Option<Signal>,
+    /// The signals of the presets, by where they are read.
+    signals: Vec<(HookPoint, Signal)>,
     attention: Option<(Vec<AttentionRow>, LayerAttentionRow)>,
 }
 
@@ -65,6 +68,7 @@ impl SpectralSink {
             heads: Vec::new(),
             batch: None,
             pending: Vec::new(),
+            waiting: None,
             rows: SpectralRows::default(),
         }
     }
@@ -89,7 +93,9 @@ impl SpectralSink {
             if !self.options.runs.is_empty() {
                 let pattern = HookPoint::layer(Site::Pattern, layer);
                 plan.add(pattern, &Wanted::heads(heads.clone()), info)?;
-                plan.add(HookPoint::layer(Site::ResidPost, layer), &Wanted::all(), info)?;
+                for run in &self.options.runs {
+                    plan.add(run.preset.signal(layer, info.n_layers()), &Wanted::all(), info)?;
+                }
             }
         }
         self.plan = plan.clone();
@@ -120,7 +126,9 @@ impl SpectralSink {
                 )?;
                 pending.graphs = Some(graphs);
             }
-            Site::ResidPost => pending.signal = Some(read_signal(source, tensor)?),
+            Site::ResidPost | Site::LnFinalNormalized => {
+                pending.signals.push((point, read_signal(point, source, tensor)?));
+            }
             Site::Summary => {
                 let (mut rows, whole) = attention_statistics(source, tensor, self.options.top_k)?;
                 rows.retain(|row| self.heads[layer].contains(&row.head));
@@ -141,15 +149,20 @@ impl SpectralSink {
         for (pending, request) in self.pending.iter_mut().zip(requests) {
             let missing =
                 |site| move || Error::Missing { point: HookPoint::layer(site, layer), request };
-            let Pending { graphs, signal, attention } = std::mem::take(pending);
+            let Pending { graphs, signals, attention } = std::mem::take(pending);
             let (heads, whole) = attention.ok_or_else(missing(Site::Summary))?;
             self.rows.attention.extend(heads);
             self.rows.layers.push(whole);
             if wants_spectra {
                 let graphs = graphs.ok_or_else(missing(Site::Pattern))?;
-                let signal = signal.ok_or_else(missing(Site::ResidPost))?;
+                let n_layers = self.heads.len();
+                let signal = |preset: Preset| {
+                    let point = preset.signal(layer, n_layers);
+                    let found = signals.iter().find(|(at, _)| *at == point);
+                    found.map(|(_, signal)| signal).ok_or(Error::Missing { point, request })
+                };
                 let source = Source { request, layer };
-                self.rows.spectral.extend(finish(source, &graphs, &signal, &self.options.lanczos)?);
+                self.rows.spectral.extend(finish(source, &graphs, signal, &self.options.lanczos)?);
             }
         }
         Ok(())
@@ -166,15 +179,17 @@ impl ActivationSink for SpectralSink {
             return Err(Error::Continued { request: row.request, offset: row.offset }.into());
         }
         self.pending = batch.rows().iter().map(|_| Pending::default()).collect();
+        self.waiting = None;
         self.batch = Some(batch.clone());
         Ok(())
     }
 
     fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> hooks::Result<()> {
-        let (Some(request), Some(layer)) = (self.plan.wants(point).cloned(), point.layer_index())
-        else {
+        let Some(request) = self.plan.wants(point).cloned() else {
             return Ok(());
         };
+        // Behind the last layer is the final norm.
+        let layer = point.layer_index().unwrap_or(self.heads.len().saturating_sub(1));
         for (row, info) in activation.batch.rows().iter().enumerate() {
             let tensor = activation.select(point, row, &request)?;
             self.record_row(point, layer, row, info.request, &tensor)?;
@@ -183,10 +198,18 @@ impl ActivationSink for SpectralSink {
     }
 
     fn end_layer(&mut self, layer: usize) -> hooks::Result<()> {
+        let is_last = layer + 1 == self.heads.len();
+        if is_last && self.plan.wants(HookPoint::LN_FINAL).is_some() {
+            self.waiting = Some(layer);
+            return Ok(());
+        }
         Ok(self.finish_layer(layer)?)
     }
 
     fn end_batch(&mut self) -> hooks::Result<()> {
+        if let Some(layer) = self.waiting.take() {
+            self.finish_layer(layer)?;
+        }
         self.batch = None;
         self.pending.clear();
         Ok(())
