@@ -150,6 +150,14 @@ impl Signal {
         self
     }
 
+    /// The signal on the first `n` nodes, or on all if there are fewer.
+    #[must_use]
+    pub fn leading(mut self, n: usize) -> Self {
+        self.n_nodes = self.n_nodes.min(n);
+        self.values.truncate(self.n_nodes * self.d);
+        self
+    }
+
     /// The signal less its mean over the nodes.
     ///
     /// # Numerics

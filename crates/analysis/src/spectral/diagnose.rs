@@ -1,16 +1,24 @@
 //! From a pattern and a signal to rows.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 use hooks::{HookPoint, Site};
-use kernels::eigh::{Eigen, eigh};
+use kernels::adjacency::Adjacency;
+use kernels::attention::{AttentionFactors, RecomputedGraph};
+use kernels::eigh::Eigen;
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::LaplacianOperator;
-use kernels::signal::{self, Gram, Null, Signal};
+use kernels::signal::{self, Null, Signal};
 use rayon::prelude::*;
 
-use super::{Exactness, HEAT_TIMES, HFER_CUT, NullReason, Preset, Run, Source, SpectralRow};
+use super::measured::Measured;
+
+use super::{
+    Exactness, HEAT_TIMES, HFER_CUT, NullReason, PrefixRow, Preset, Run, Source, SpectralRow,
+};
 use crate::{Error, Result};
 
 /// Diagnoses one layer of one prompt: no model needed.
@@ -72,10 +80,53 @@ pub fn spectra(
 }
 
 /// A graph and what it is of.
-pub(super) struct LayerGraph {
+pub(super) struct LayerGraph<G = SymmetricGraph> {
     run: Run,
     head: Option<usize>,
-    graph: SymmetricGraph,
+    graph: G,
+}
+
+/// The graphs that the runs want, none of them stored.
+pub(super) fn recomputed_graphs(
+    source: Source,
+    factors: &Arc<AttentionFactors>,
+    wanted: &[usize],
+    runs: &[Run],
+) -> Result<Vec<LayerGraph<RecomputedGraph>>> {
+    let all = 0..factors.n_heads();
+    let graphs = runs.iter().flat_map(|run| {
+        let heads = wanted.iter().filter(|_| run.graphs.has_heads());
+        let heads = heads.map(|&head| (Some(head), head..head + 1));
+        heads.chain(run.graphs.has_mean().then(|| (None, all.clone()))).map(move |(head, heads)| {
+            let first = run.preset.first_token().min(factors.n_tokens());
+            let graph = RecomputedGraph::new(factors.clone(), heads, first..factors.n_tokens());
+            Ok(LayerGraph { run: *run, head, graph: graph.map_err(kernel_error(source))? })
+        })
+    });
+    graphs.collect()
+}
+
+/// Diagnoses the prefixes of these lengths, one after another: from graphs and signal
+/// of the whole prompt.
+pub(super) fn finish_prefixes<G: Measured>(
+    source: Source,
+    graphs: &[LayerGraph<G>],
+    signal: &Signal,
+    lengths: &[usize],
+    lanczos: &LanczosOptions,
+) -> Result<Vec<PrefixRow>> {
+    let mut rows = Vec::new();
+    for &prefix in lengths {
+        let graphs = graphs.iter().map(|LayerGraph { run, head, graph }| {
+            let n = prefix - run.preset.first_token().min(prefix);
+            let graph = graph.leading(n).map_err(kernel_error(source))?;
+            Ok(LayerGraph { run: *run, head: *head, graph })
+        });
+        let graphs: Vec<LayerGraph<G>> = graphs.collect::<Result<_>>()?;
+        let found = finish(source, &graphs, &signal.clone().leading(prefix), lanczos)?;
+        rows.extend(found.into_iter().map(|row| PrefixRow { prefix, row }));
+    }
+    Ok(rows)
 }
 
 /// Builds the graphs that the runs want of a pattern that holds the heads
@@ -154,16 +205,18 @@ pub(super) fn read_signal(source: Source, tensor: &Tensor) -> Result<Signal> {
 }
 
 /// Diagnoses every graph with the signal of the same layer.
-pub(super) fn finish(
+pub(super) fn finish<G: Measured>(
     source: Source,
-    graphs: &[LayerGraph],
+    graphs: &[LayerGraph<G>],
     signal: &Signal,
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
-    let prepared: Vec<(Preset, Prepared)> = Preset::ALL
+    let prepared: Vec<(Preset, Prepared<G::Shared>)> = Preset::ALL
         .into_iter()
         .filter(|preset| graphs.iter().any(|graph| graph.run.preset == *preset))
-        .map(|preset| Ok((preset, Prepared::new(preset, signal).map_err(kernel_error(source))?)))
+        .map(|preset| {
+            Ok((preset, Prepared::new(preset, signal, G::share).map_err(kernel_error(source))?))
+        })
         .collect::<Result<_>>()?;
     let rows: Vec<Result<SpectralRow>> = graphs
         .par_iter()
@@ -179,15 +232,19 @@ pub(super) fn finish(
 const PROBE_SEED: u64 = 3;
 
 /// A signal as a preset wants it, and what all graphs of a layer share of it.
-struct Prepared {
+struct Prepared<S> {
     signal: Signal,
-    gram: Gram,
+    shared: S,
     probes: Probes,
     zero_rows: usize,
 }
 
-impl Prepared {
-    fn new(preset: Preset, signal: &Signal) -> kernels::Result<Self> {
+impl<S> Prepared<S> {
+    fn new(
+        preset: Preset,
+        signal: &Signal,
+        share: impl Fn(&Signal) -> kernels::Result<S>,
+    ) -> kernels::Result<Self> {
         let (signal, zero_rows) = match preset {
             Preset::Controlled => {
                 let precision = f64::from(f32::EPSILON);
@@ -199,7 +256,7 @@ impl Prepared {
             }
         };
         Ok(Self {
-            gram: signal.gram()?,
+            shared: share(&signal)?,
             probes: Probes::new(&signal, PROBE_SEED),
             zero_rows,
             signal,
@@ -207,16 +264,16 @@ impl Prepared {
     }
 }
 
-fn diagnose(
+fn diagnose<G: Measured>(
     source: Source,
-    graph: &LayerGraph,
+    graph: &LayerGraph<G>,
     n_tokens: usize,
-    prepared: &Prepared,
+    prepared: &Prepared<G::Shared>,
     lanczos: &LanczosOptions,
 ) -> Result<SpectralRow> {
     let LayerGraph { run, head, graph } = graph;
     let laplacian = run.laplacian;
-    let exactness = run.effective_exactness();
+    let exactness = graph.exactness(run);
     let operator = LaplacianOperator::new(graph, laplacian);
     let n_nodes = graph.n_nodes();
     if prepared.signal.n_nodes() != n_nodes {
@@ -231,12 +288,12 @@ fn diagnose(
     let (ends, eigen) = match exactness {
         Exactness::Iterative => (Ends::iterative(&operator, lanczos).map_err(failed)?, None),
         Exactness::Dense => {
-            let eigen = eigh(&operator.dense().map_err(failed)?, n_nodes).map_err(failed)?;
+            let eigen = G::eigen(&operator).map_err(failed)?;
             (Ends::dense(&operator, &eigen).map_err(failed)?, Some(eigen))
         }
     };
-    let energy = signal::energy(&operator, &prepared.gram).map_err(failed)?;
-    let dirichlet = signal::dirichlet_energy(&operator, &prepared.gram).map_err(failed)?;
+    let (energy, dirichlet) =
+        G::energies(&operator, &prepared.signal, &prepared.shared).map_err(failed)?;
     let moments = operator.spectrum_moments();
     let whole = match &eigen {
         None => Whole::absent(&operator, &prepared.probes, energy, dirichlet),
@@ -347,8 +404,8 @@ struct Ends {
 }
 
 impl Ends {
-    fn iterative(
-        operator: &LaplacianOperator<'_>,
+    fn iterative<G: Adjacency>(
+        operator: &LaplacianOperator<'_, G>,
         lanczos: &LanczosOptions,
     ) -> kernels::Result<Self> {
         let (found, converged) = match extremes(operator, lanczos) {
@@ -366,7 +423,10 @@ impl Ends {
         })
     }
 
-    fn dense(operator: &LaplacianOperator<'_>, eigen: &Eigen) -> kernels::Result<Self> {
+    fn dense<G: Adjacency>(
+        operator: &LaplacianOperator<'_, G>,
+        eigen: &Eigen,
+    ) -> kernels::Result<Self> {
         let certified = |k: usize| -> kernels::Result<Certified> {
             let (value, vector) = (eigen.values()[k], eigen.vector(k));
             let product = operator.apply(&vector)?;
@@ -399,16 +459,19 @@ struct Whole {
 type Heat = std::result::Result<Estimate, NullReason>;
 
 impl Whole {
-    fn absent(
-        operator: &LaplacianOperator<'_>,
+    fn absent<G: Measured>(
+        operator: &LaplacianOperator<'_, G>,
         probes: &Probes,
         energy: f64,
         dirichlet: f64,
     ) -> kernels::Result<Self> {
-        let heat = if energy > 0.0 {
-            heat_estimates(operator, probes, energy, dirichlet, HEAT_TIMES)?.map(Ok)
-        } else {
+        let longest = HEAT_TIMES.iter().fold(0.0_f64, |longest, time| longest.max(*time));
+        let heat = if energy <= 0.0 {
             [Err(undefined(Null::ZeroSignal)); HEAT_TIMES.len()]
+        } else if 0.5 * longest * operator.upper_bound() > G::MAX_HEAT {
+            [Err(NullReason::TooManyProducts); HEAT_TIMES.len()]
+        } else {
+            heat_estimates(operator, probes, energy, dirichlet, HEAT_TIMES)?.map(Ok)
         };
         let absent = Err(NullReason::NeedsDense);
         Ok(Self {

@@ -25,7 +25,8 @@ use rayon::prelude::*;
 
 use super::{AttentionOptions, SoftCap};
 use crate::adjacency::Adjacency;
-use crate::graph::LANES;
+use crate::graph::{LANES, SymmetricGraph};
+use crate::laplacian::MAX_DENSE_NODES;
 use crate::math::exp;
 use crate::panels::{Lanes, Panels, WIDTH};
 use crate::product::{Left, best_tile_rows, pack_rows, packed_len, tile, tile_rows};
@@ -387,6 +388,37 @@ impl RecomputedGraph {
         Self::new(self.factors.clone(), self.heads.clone(), tokens)
     }
 
+    /// The same weights in memory, for what needs all of them at once.
+    ///
+    /// # Errors
+    /// [`Error::Range`] above [`MAX_DENSE_NODES`].
+    pub fn stored(&self) -> Result<SymmetricGraph> {
+        let n = self.n_nodes();
+        if n > MAX_DENSE_NODES {
+            let expected = format_args!("at most {MAX_DENSE_NODES}");
+            return Err(Error::range(OP, "number of stored nodes", expected, n));
+        }
+        let starts = self.starts();
+        Ok(SymmetricGraph::from_rows(n, |put| {
+            for starts in starts.chunks(4 * rayon::current_num_threads()) {
+                let strips: Vec<Strip> = starts
+                    .par_iter()
+                    .map(|start| Strip::new(self, self.queries(*start), Vec::new()))
+                    .collect();
+                for strip in strips {
+                    for i in strip.nodes(self) {
+                        let mut row = vec![0.0; i + 1];
+                        for (j, weight) in row.iter_mut().enumerate().skip(strip.first_node(self)) {
+                            let both = if j == i { 2.0 } else { 1.0 };
+                            *weight = (both * strip.weight(self, i, j)) as f32;
+                        }
+                        put(i, &row);
+                    }
+                }
+            }
+        }))
+    }
+
     /// `Σ_{i>j} W_ij ⟨y_i, y_j⟩` of vectors `y [n_nodes, d]`, row-major.
     ///
     /// # Numerics
@@ -434,15 +466,24 @@ impl RecomputedGraph {
         0.5 / self.heads.len() as f64
     }
 
+    /// Where blocks of queries begin that hold nodes.
+    fn starts(&self) -> Vec<usize> {
+        let first = self.tokens.start / QUERIES * QUERIES;
+        (first..self.tokens.end).step_by(QUERIES).collect()
+    }
+
+    /// The queries of a block.
+    fn queries(&self, start: usize) -> Range<usize> {
+        start..self.tokens.end.min(start + QUERIES)
+    }
+
     /// `a_ii` of every node.
     fn loops(&self) -> Vec<f64> {
-        let starts: Vec<usize> =
-            (self.tokens.start / QUERIES * QUERIES..self.tokens.end).step_by(QUERIES).collect();
-        let blocks: Vec<Vec<f64>> = starts
+        let blocks: Vec<Vec<f64>> = self
+            .starts()
             .into_par_iter()
             .map(|start| {
-                let queries = start..self.tokens.end.min(start + QUERIES);
-                Arch::new().dispatch(Diagonal { graph: self, queries })
+                Arch::new().dispatch(Diagonal { graph: self, queries: self.queries(start) })
             })
             .collect();
         let all = blocks.into_iter().flatten();
@@ -451,16 +492,12 @@ impl RecomputedGraph {
 
     /// The sum of a term of every strip, in their order.
     fn sum_strips(&self, term: impl Fn(&Strip) -> f64 + Sync) -> f64 {
-        let pieces = self.factors.pieces(self.tokens.end);
-        let starts = pieces.into_iter().flat_map(|piece| piece.step_by(QUERIES));
-        let starts: Vec<usize> =
-            starts.filter(|start| start + QUERIES > self.tokens.start).collect();
-        let terms: Vec<f64> = starts
+        let terms: Vec<f64> = self
+            .starts()
             .into_par_iter()
             .with_max_len(1)
             .map_init(Vec::new, |lines, start| {
-                let queries = start..self.tokens.end.min(start + QUERIES);
-                let strip = Strip::new(self, queries, std::mem::take(lines));
+                let strip = Strip::new(self, self.queries(start), std::mem::take(lines));
                 let sum = term(&strip);
                 *lines = strip.lines;
                 sum

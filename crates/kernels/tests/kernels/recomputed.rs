@@ -334,3 +334,22 @@ fn what_does_not_belong_together_is_refused() {
         assert!(matches!(refused, Err(Error::Range { .. })));
     }
 }
+
+#[test]
+fn stored_weights_are_those_of_the_pattern() {
+    for case in [CASES[2], CASES[8], CASES[10], CASES[11]] {
+        let (factors, pattern) = case.factors();
+        for skip in [0, 1] {
+            let graph = RecomputedGraph::new(factors.clone(), 0..case.heads, skip..case.n).unwrap();
+            let (ours, theirs) = (graph.stored().unwrap(), stored(&pattern, 0..case.heads, skip));
+            for i in 0..graph.n_nodes() {
+                for j in 0..graph.n_nodes() {
+                    let (got, expected) = (ours.weight(i, j), theirs.weight(i, j));
+                    let within = 4.0 * tolerance(&case) as f32 * expected.max(1e-4);
+                    assert!((got - expected).abs() <= within, "{case:?}: {got:e} {expected:e}");
+                }
+            }
+            assert!(apart(ours.degrees(), theirs.degrees()) <= tolerance(&case));
+        }
+    }
+}
