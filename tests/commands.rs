@@ -550,3 +550,16 @@ fn a_pipe_that_closes_early_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_run_folder_may_have_any_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join(std::ffi::OsStr::from_bytes(b"run\xff"));
+    let words = ["routing", "--model", "tiny-mixtral", "--prompt", "1 + 1 = 2", "--json", "-q"];
+    let output = eigenlens().args(words).arg("--out").arg(&out).output().unwrap();
+    let printed = crate::support::Ran::new(&output).code(0).json();
+    assert!(printed["run"].as_str().unwrap().ends_with("run\u{fffd}"), "{printed}");
+    assert!(out.join("manifest.json").exists());
+}

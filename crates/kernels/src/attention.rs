@@ -24,6 +24,7 @@
 #![allow(unsafe_code)]
 
 mod block;
+mod graph;
 mod keys;
 mod pattern;
 mod summary;
@@ -38,6 +39,7 @@ use crate::product::{Output, fill};
 use crate::tensor::{self, Values};
 use crate::{Error, Result};
 
+pub use graph::{AttentionFactors, RecomputedGraph};
 pub use pattern::{attention_pattern, attention_scores};
 
 const OP: &str = "attention";

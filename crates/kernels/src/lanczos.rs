@@ -19,6 +19,8 @@
 //! rest of the spectrum, while the largest eigenvalue, which the first start
 //! goes on to find, sits at the edge of a dense bulk.
 
+mod together;
+
 use crate::adjacency::Adjacency;
 use crate::laplacian::LaplacianOperator;
 use crate::random::SplitMix64;
@@ -120,10 +122,14 @@ pub fn extremes<G: Adjacency>(
     let tolerance = options.tolerance * laplacian.typical_scale();
     let max_steps = options.max_steps.min(dimension);
     let [first, second] = options.seeds;
-    let (first, [low, lambda_max]) =
-        Krylov::run(laplacian, first, [End::Smallest, End::Largest], tolerance, max_steps);
-    let (second, [other_low]) =
-        Krylov::run(laplacian, second, [End::Smallest], tolerance, max_steps);
+    let ((first, [low, lambda_max]), (second, [other_low])) = if G::TOGETHER {
+        together::run(laplacian, options.seeds, tolerance, max_steps)
+    } else {
+        (
+            Krylov::run(laplacian, first, [End::Smallest, End::Largest], tolerance, max_steps),
+            Krylov::run(laplacian, second, [End::Smallest], tolerance, max_steps),
+        )
+    };
 
     let rounding = n as f64 * f64::EPSILON * lambda_max.value;
     let apart = (low.value - other_low.value).abs();

@@ -19,6 +19,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::adjacency::Adjacency;
+use crate::attention::RecomputedGraph;
 use crate::eigh::Eigen;
 use crate::graph::LANES;
 use crate::laplacian::{Laplacian, LaplacianOperator};
@@ -146,6 +147,14 @@ impl Signal {
     pub fn without_first(mut self) -> Self {
         self.values.drain(..self.d.min(self.values.len()));
         self.n_nodes = self.n_nodes.saturating_sub(1);
+        self
+    }
+
+    /// The signal on the first `n` nodes, or on all if there are fewer.
+    #[must_use]
+    pub fn leading(mut self, n: usize) -> Self {
+        self.n_nodes = self.n_nodes.min(n);
+        self.values.truncate(self.n_nodes * self.d);
         self
     }
 
@@ -376,6 +385,46 @@ pub fn dirichlet_energy<G: Adjacency>(
         .enumerate()
         .map(|(i, value)| value * gram.lower[i * gram.stride + i])
         .sum();
+    Ok(own - 2.0 * cross)
+}
+
+/// As [`energy`], of the signal itself: nothing is as large as a Gram matrix.
+///
+/// # Errors
+/// [`Error::Shape`] unless the signal has one row per node.
+pub fn energy_of<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    signal: &Signal,
+) -> Result<f64> {
+    Ok(signal.in_coordinates_of(laplacian)?.energy())
+}
+
+/// As [`dirichlet_energy`], of the signal itself on a graph that is not stored.
+///
+/// # Numerics
+/// As [`dirichlet_energy`]: `f64`, the same sum in another order.
+///
+/// # Errors
+/// [`Error::Shape`] unless the signal has one row per node.
+pub fn dirichlet_energy_of(
+    laplacian: &LaplacianOperator<'_, RecomputedGraph>,
+    signal: &Signal,
+) -> Result<f64> {
+    if signal.n_nodes != laplacian.n_nodes() {
+        return Err(rows_per_node("dirichlet energy", laplacian, signal.n_nodes));
+    }
+    if laplacian.kind() == Laplacian::RandomWalk {
+        let combinatorial = LaplacianOperator::new(laplacian.graph(), Laplacian::Combinatorial);
+        return dirichlet_energy_of(&combinatorial, signal);
+    }
+    let mut scaled = signal.values.clone();
+    let rows = || signal.values.chunks_exact(signal.d.max(1));
+    for (row, scale) in scaled.chunks_exact_mut(signal.d.max(1)).zip(laplacian.padded_scale()) {
+        row.iter_mut().for_each(|value| *value *= scale);
+    }
+    let cross = laplacian.graph().cross_energy(&scaled, signal.d)?;
+    let own = laplacian.diagonal().into_iter().zip(rows());
+    let own: f64 = own.map(|(value, row)| value * row.iter().map(|v| v * v).sum::<f64>()).sum();
     Ok(own - 2.0 * cross)
 }
 

@@ -1,19 +1,25 @@
 //! From a pattern and a signal to rows.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use hooks::{HookPoint, Site};
-use kernels::eigh::{Eigen, eigh};
+use kernels::adjacency::Adjacency;
+use kernels::attention::{AttentionFactors, RecomputedGraph};
+use kernels::eigh::Eigen;
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::LaplacianOperator;
-use kernels::signal::{self, Gram, Null, Signal};
+use kernels::signal::{self, Null, Signal};
 use rayon::prelude::*;
 
+use super::measured::Measured;
 use super::{
-    Exactness, HEAT_TIMES, HFER_CUT, LIBRARY_ENDS, NullReason, Preset, Run, Source, SpectralRow,
+    Exactness, HEAT_TIMES, HFER_CUT, LIBRARY_ENDS, NullReason, PrefixRow, Preset, Run, Source,
+    SpectralRow,
 };
 use crate::{Error, Result};
 
@@ -78,10 +84,62 @@ pub fn spectra(
 }
 
 /// A graph and what it is of.
-pub(super) struct LayerGraph {
+pub(super) struct LayerGraph<G = SymmetricGraph> {
     run: Run,
     head: Option<usize>,
-    graph: SymmetricGraph,
+    graph: G,
+}
+
+/// The graphs that the runs want, none of them stored.
+pub(super) fn recomputed_graphs(
+    source: Source,
+    factors: &Arc<AttentionFactors>,
+    wanted: &[usize],
+    runs: &[Run],
+) -> Result<Vec<LayerGraph<RecomputedGraph>>> {
+    let all = 0..factors.n_heads();
+    let graphs = runs.iter().flat_map(|run| {
+        let heads = wanted.iter().filter(|_| run.graphs.has_heads());
+        let heads = heads.map(|&head| (Some(head), head..head + 1));
+        heads.chain(run.graphs.has_mean().then(|| (None, all.clone()))).map(move |(head, heads)| {
+            let first = run.preset.first_token().min(factors.n_tokens());
+            let graph = RecomputedGraph::new(factors.clone(), heads, first..factors.n_tokens());
+            Ok(LayerGraph { run: *run, head, graph: graph.map_err(kernel_error(source))? })
+        })
+    });
+    graphs.collect()
+}
+
+/// Diagnoses the prefixes of these lengths, one after another: from graphs and signals
+/// of the whole prompt.
+pub(super) fn finish_prefixes<'s, G: Measured>(
+    source: Source,
+    graphs: &[LayerGraph<G>],
+    signal: impl Fn(Preset) -> Result<&'s Signal>,
+    lengths: &[usize],
+    lanczos: &LanczosOptions,
+) -> Result<Vec<PrefixRow>> {
+    let mut rows = Vec::new();
+    for &prefix in lengths {
+        let graphs = graphs.iter().map(|LayerGraph { run, head, graph }| {
+            let n = prefix - run.preset.first_token().min(prefix);
+            let graph = graph.leading(n).map_err(kernel_error(source))?;
+            Ok(LayerGraph { run: *run, head: *head, graph })
+        });
+        let graphs: Vec<LayerGraph<G>> = graphs.collect::<Result<_>>()?;
+        let signals = presets(&graphs)
+            .map(|preset| Ok((preset, signal(preset)?.clone().leading(prefix))))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let found = finish(source, &graphs, |preset| Ok(&signals[&preset]), lanczos)?;
+        rows.extend(found.into_iter().map(|row| PrefixRow { prefix, row }));
+    }
+    Ok(rows)
+}
+
+/// The presets of these graphs.
+fn presets<G>(graphs: &[LayerGraph<G>]) -> impl Iterator<Item = Preset> {
+    let wanted = |preset: &Preset| graphs.iter().any(|graph| graph.run.preset == *preset);
+    Preset::ALL.into_iter().filter(wanted)
 }
 
 /// Builds the graphs that the runs want of a pattern that holds the heads
@@ -160,18 +218,16 @@ pub(super) fn read_signal(point: HookPoint, source: Source, tensor: &Tensor) -> 
 }
 
 /// Diagnoses every graph with its preset's signal of the same layer.
-pub(super) fn finish<'s>(
+pub(super) fn finish<'s, G: Measured>(
     source: Source,
-    graphs: &[LayerGraph],
+    graphs: &[LayerGraph<G>],
     signal: impl Fn(Preset) -> Result<&'s Signal>,
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
-    let prepared: Vec<(Preset, Prepared)> = Preset::ALL
-        .into_iter()
-        .filter(|preset| graphs.iter().any(|graph| graph.run.preset == *preset))
+    let prepared: Vec<(Preset, Prepared<G::Shared>)> = presets(graphs)
         .map(|preset| {
-            let prepared = Prepared::new(preset, signal(preset)?).map_err(kernel_error(source))?;
-            Ok((preset, prepared))
+            let prepared = Prepared::new(preset, signal(preset)?, G::share);
+            Ok((preset, prepared.map_err(kernel_error(source))?))
         })
         .collect::<Result<_>>()?;
     let rows: Vec<Result<SpectralRow>> = graphs
@@ -188,16 +244,20 @@ pub(super) fn finish<'s>(
 const PROBE_SEED: u64 = 3;
 
 /// A signal as a preset wants it, and what all graphs of a layer share of it.
-struct Prepared {
+struct Prepared<S> {
     n_tokens: usize,
     signal: Signal,
-    gram: Gram,
+    shared: S,
     probes: Probes,
     zero_rows: usize,
 }
 
-impl Prepared {
-    fn new(preset: Preset, signal: &Signal) -> kernels::Result<Self> {
+impl<S> Prepared<S> {
+    fn new(
+        preset: Preset,
+        signal: &Signal,
+        share: impl Fn(&Signal) -> kernels::Result<S>,
+    ) -> kernels::Result<Self> {
         let n_tokens = signal.n_nodes();
         let (signal, zero_rows) = match preset {
             Preset::Controlled => {
@@ -211,7 +271,7 @@ impl Prepared {
         };
         Ok(Self {
             n_tokens,
-            gram: signal.gram()?,
+            shared: share(&signal)?,
             probes: Probes::new(&signal, PROBE_SEED),
             zero_rows,
             signal,
@@ -219,15 +279,15 @@ impl Prepared {
     }
 }
 
-fn diagnose(
+fn diagnose<G: Measured>(
     source: Source,
-    graph: &LayerGraph,
-    prepared: &Prepared,
+    graph: &LayerGraph<G>,
+    prepared: &Prepared<G::Shared>,
     lanczos: &LanczosOptions,
 ) -> Result<SpectralRow> {
     let LayerGraph { run, head, graph } = graph;
     let laplacian = run.laplacian;
-    let exactness = run.effective_exactness();
+    let exactness = graph.exactness(run);
     let operator = LaplacianOperator::new(graph, laplacian);
     let n_nodes = graph.n_nodes();
     if prepared.signal.n_nodes() != n_nodes {
@@ -242,12 +302,12 @@ fn diagnose(
     let (ends, eigen) = match exactness {
         Exactness::Iterative => (Ends::iterative(&operator, lanczos).map_err(failed)?, None),
         Exactness::Dense => {
-            let eigen = eigh(&operator.dense().map_err(failed)?, n_nodes).map_err(failed)?;
+            let eigen = G::eigen(&operator).map_err(failed)?;
             (Ends::dense(&operator, &eigen).map_err(failed)?, Some(eigen))
         }
     };
-    let energy = signal::energy(&operator, &prepared.gram).map_err(failed)?;
-    let dirichlet = signal::dirichlet_energy(&operator, &prepared.gram).map_err(failed)?;
+    let (energy, dirichlet) =
+        G::energies(&operator, &prepared.signal, &prepared.shared).map_err(failed)?;
     let moments = operator.spectrum_moments();
     let whole = match &eigen {
         None => Whole::absent(&operator, &prepared.probes, energy, dirichlet),
@@ -359,8 +419,8 @@ struct Ends {
 }
 
 impl Ends {
-    fn iterative(
-        operator: &LaplacianOperator<'_>,
+    fn iterative<G: Adjacency>(
+        operator: &LaplacianOperator<'_, G>,
         lanczos: &LanczosOptions,
     ) -> kernels::Result<Self> {
         let (found, converged) = match extremes(operator, lanczos) {
@@ -378,7 +438,10 @@ impl Ends {
         })
     }
 
-    fn dense(operator: &LaplacianOperator<'_>, eigen: &Eigen) -> kernels::Result<Self> {
+    fn dense<G: Adjacency>(
+        operator: &LaplacianOperator<'_, G>,
+        eigen: &Eigen,
+    ) -> kernels::Result<Self> {
         let certified = |k: usize| -> kernels::Result<Certified> {
             let (value, vector) = (eigen.values()[k], eigen.vector(k));
             let product = operator.apply(&vector)?;
@@ -412,16 +475,19 @@ struct Whole {
 type Heat = std::result::Result<Estimate, NullReason>;
 
 impl Whole {
-    fn absent(
-        operator: &LaplacianOperator<'_>,
+    fn absent<G: Measured>(
+        operator: &LaplacianOperator<'_, G>,
         probes: &Probes,
         energy: f64,
         dirichlet: f64,
     ) -> kernels::Result<Self> {
-        let heat = if energy > 0.0 {
-            heat_estimates(operator, probes, energy, dirichlet, HEAT_TIMES)?.map(Ok)
-        } else {
+        let longest = HEAT_TIMES.iter().fold(0.0_f64, |longest, time| longest.max(*time));
+        let heat = if energy <= 0.0 {
             [Err(undefined(Null::ZeroSignal)); HEAT_TIMES.len()]
+        } else if 0.5 * longest * operator.upper_bound() > G::MAX_HEAT {
+            [Err(NullReason::TooManyProducts); HEAT_TIMES.len()]
+        } else {
+            heat_estimates(operator, probes, energy, dirichlet, HEAT_TIMES)?.map(Ok)
         };
         let absent = Err(NullReason::NeedsDense);
         Ok(Self {

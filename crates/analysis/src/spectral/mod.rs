@@ -18,6 +18,8 @@
 
 mod attention;
 mod diagnose;
+mod measured;
+mod prefix;
 mod row;
 mod sink;
 
@@ -29,6 +31,8 @@ pub use attention::{
     AttentionRow, LayerAttentionRow, StatisticsOptions, Top, attention_statistics,
 };
 pub use diagnose::spectra;
+pub use measured::Storage;
+pub use prefix::{PrefixRow, Prefixes};
 pub use row::{HEAT_TIMES, HFER_CUT, NullReason, SpectralRow};
 pub use sink::{SpectralRows, SpectralSink};
 
@@ -104,6 +108,11 @@ impl Preset {
                  25 highest alone, hfer the last tenth of these",
             ),
         }
+    }
+
+    /// The token that is the first node: 1 where the first is dropped.
+    pub fn first_token(self) -> usize {
+        usize::from(self == Self::Controlled)
     }
 }
 
@@ -203,6 +212,10 @@ pub struct SpectralOptions {
     pub lanczos: LanczosOptions,
     /// How many of the largest sink scores and attention eigenvalues are kept.
     pub top_k: usize,
+    /// How graphs are held.
+    pub storage: Storage,
+    /// Prefixes that are measured beside the whole prompt.
+    pub prefixes: Prefixes,
 }
 
 impl Default for SpectralOptions {
@@ -216,6 +229,8 @@ impl Default for SpectralOptions {
             hidden_score: false,
             lanczos: LanczosOptions::default(),
             top_k: 10,
+            storage: Storage::default(),
+            prefixes: Prefixes::default(),
         }
     }
 }

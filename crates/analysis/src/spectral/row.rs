@@ -20,6 +20,8 @@ pub enum NullReason {
     Undefined(Null),
     /// It takes the whole spectrum, which [`Exactness::Iterative`] does not compute.
     NeedsDense,
+    /// It takes too many products with a graph that is made anew at each.
+    TooManyProducts,
 }
 
 impl NullReason {
@@ -28,6 +30,7 @@ impl NullReason {
         match self {
             Self::Undefined(null) => null.name(),
             Self::NeedsDense => "needs the dense solver",
+            Self::TooManyProducts => "too many products with a graph that is not stored",
         }
     }
 }

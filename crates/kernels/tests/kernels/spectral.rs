@@ -101,6 +101,28 @@ fn known_spectra() {
 }
 
 #[test]
+fn a_leading_block_has_the_bits_of_its_own_pattern() {
+    let mut random = Random::new(13);
+    let n = 70;
+    let patterns: Vec<Vec<f32>> =
+        (0..3).map(|_| attention_like(&mut random, n, 2.0, 1.0)).collect();
+    let whole = head_mean(&patterns, n);
+    for t in [0, 1, 2, 7, 8, 9, 12, 16, 31, 63, 69, 70] {
+        let cut = |a: &Vec<f32>| (0..t * t).map(|ij| a[ij / t * n + ij % t]).collect::<Vec<_>>();
+        let cut: Vec<Vec<f32>> = patterns.iter().map(cut).collect();
+        let (leading, own) = (whole.leading(t).unwrap(), head_mean(&cut, t));
+        assert_eq!(leading.n_nodes(), t);
+        assert_eq!(leading.degrees(), own.degrees(), "{t}");
+        let x: Vec<f64> = (0..t).map(|i| (i as f64).sin()).collect();
+        assert_eq!(leading.apply(&x).unwrap(), own.apply(&x).unwrap(), "{t}");
+        for (i, j) in (0..t).flat_map(|i| (0..t).map(move |j| (i, j))) {
+            assert_eq!(leading.weight(i, j), own.weight(i, j), "{t}: {i} {j}");
+        }
+    }
+    assert!(matches!(whole.leading(n + 1), Err(Error::Range { .. })));
+}
+
+#[test]
 fn graphs_without_edges() {
     for n in [2usize, 3, 7] {
         let mut identity = vec![0.0; n * n];
