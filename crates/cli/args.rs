@@ -63,7 +63,10 @@ Examples:
 
 Presets:
   controlled  symmetric-normalized Laplacian; first token dropped; signal centred and scaled to unit rows
-  paper       combinatorial Laplacian; every token; raw residual stream; dense spectra")]
+  paper       combinatorial Laplacian; every token; raw residual stream; dense spectra
+  library-0.3 to compare with numbers that the paper's library published: symmetric-normalized
+              Laplacian; every token; raw residual stream, of the last layer after the final norm;
+              of more than 50 modes HFER and entropy take the 25 lowest and 25 highest alone")]
     Spectral(SpectralArgs),
     /// Measure how a mixture-of-experts model routes its tokens.
     #[command(
@@ -158,8 +161,9 @@ pub struct PromptArgs {
     /// A prompt; may be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
-    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id`;
-    /// .jsonl with --chat: `messages`, too), or `-` for standard input.
+    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id` and
+    /// `response`, which follows the text as what a model answered; .jsonl with --chat:
+    /// `messages`, too), or `-` for standard input.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Token ids from a JSON file: a list, or a list of lists. Needs no tokenizer.
@@ -243,9 +247,15 @@ pub struct SpectralArgs {
     /// One or several presets.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "controlled")]
     pub preset: Vec<Preset>,
-    /// Dense spectra: HFER and entropies for every graph, not under `paper` alone.
+    /// One or several Laplacians, each with its rows under every preset [default: the preset's].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub laplacian: Vec<Laplacian>,
+    /// Dense spectra: HFER and entropies for every graph, under `controlled`, too.
     #[arg(long)]
     pub exact: bool,
+    /// The hidden score of every layer: mean log eigenvalue of the hidden states' Gram matrix.
+    #[arg(long)]
+    pub hidden_score: bool,
     /// Send random probes through each layer's mean over heads, or through every head, too, and
     /// keep their coefficients: `eigenlens show RUN --functional` has density of states, heat
     /// capacity and more from them, with error bars. A graph costs as many products as probes
@@ -286,6 +296,19 @@ pub enum Preset {
     Controlled,
     /// As in the paper.
     Paper,
+    /// As in version 0.3 of the paper's library.
+    #[value(name = "library-0.3")]
+    Library03,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Laplacian {
+    /// D − W.
+    Combinatorial,
+    /// I − D^-½ W D^-½.
+    SymmetricNormalized,
+    /// I − D⁻¹W, with energies in its own inner product, weighted by degrees.
+    RandomWalk,
 }
 
 #[derive(Args)]

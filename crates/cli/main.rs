@@ -16,8 +16,8 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
     Arguments, CaptureOptions, CheckOptions, Fault, Form, FunctionalKind, FunctionalValues, Graphs,
-    Item, Job, Keep, ModelChoice, Of, Part, Probing, PromptSource, QuadratureOptions, Special,
-    SpectralOptions, StoredType, Tokenization, WeightDtype, Written,
+    Item, Job, Keep, Laplacian, ModelChoice, Of, Part, Probing, PromptSource, QuadratureOptions,
+    Special, SpectralOptions, StoredType, Tokenization, WeightDtype, Written,
 };
 use serde::Serialize;
 
@@ -108,9 +108,20 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     .map(|preset| match preset {
                         args::Preset::Controlled => engine::Preset::Controlled,
                         args::Preset::Paper => engine::Preset::Paper,
+                        args::Preset::Library03 => engine::Preset::Library03,
+                    })
+                    .collect(),
+                laplacians: spectral
+                    .laplacian
+                    .iter()
+                    .map(|laplacian| match laplacian {
+                        args::Laplacian::Combinatorial => Laplacian::Combinatorial,
+                        args::Laplacian::SymmetricNormalized => Laplacian::SymmetricNormalized,
+                        args::Laplacian::RandomWalk => Laplacian::RandomWalk,
                     })
                     .collect(),
                 exact: spectral.exact,
+                hidden_score: spectral.hidden_score,
                 layers: spectral.run.layers.clone(),
                 heads: spectral.heads.clone(),
                 keep: keep(spectral),

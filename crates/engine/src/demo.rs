@@ -1,6 +1,6 @@
 //! The demonstration: the built-in model on the built-in derivations.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use analysis::contrast::{Contrast, Pair};
@@ -99,9 +99,8 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
         .lines()
         .map(|line| serde_json::from_str(line).map_err(Error::BuiltInPrompts))
         .collect::<Result<_>>()?;
-    let texts = derivations
-        .iter()
-        .map(|d| Prompt { id: d.id.clone(), content: Content::Text(d.text.clone()) });
+    let texts =
+        derivations.iter().map(|d| Prompt::new(d.id.clone(), Content::Text(d.text.clone())));
     let job = Job {
         model: ModelChoice {
             model: BuiltIn::TinyMixtral.name().to_owned(),
@@ -119,7 +118,9 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
         }),
         spectral: Some(SpectralOptions {
             presets: [Preset::Controlled, Preset::Paper].into(),
+            laplacians: BTreeSet::new(),
             exact: false,
+            hidden_score: false,
             layers: Selection::All,
             heads: Selection::All,
             keep: Keep::default(),

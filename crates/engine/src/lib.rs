@@ -23,7 +23,7 @@ mod summary;
 mod tables;
 mod tokens;
 
-pub use analysis::spectral::{Graphs, Keep, Part, Preset, Probing, QuadratureOptions};
+pub use analysis::spectral::{Graphs, Keep, Laplacian, Part, Preset, Probing, QuadratureOptions};
 pub use candle_core::Device;
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};

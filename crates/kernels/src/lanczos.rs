@@ -19,6 +19,8 @@
 //! rest of the spectrum, while the largest eigenvalue, which the first start
 //! goes on to find, sits at the edge of a dense bulk.
 
+mod together;
+
 use crate::adjacency::Adjacency;
 use crate::laplacian::LaplacianOperator;
 use crate::random::SplitMix64;
@@ -136,10 +138,15 @@ pub fn extremes_and_vector<G: Adjacency>(
     let tolerance = options.tolerance * laplacian.typical_scale();
     let max_steps = options.max_steps.min(dimension);
     let [first, second] = options.seeds;
-    let (first, [(low, vector), (lambda_max, _)]) =
-        Krylov::run(laplacian, first, [End::Smallest, End::Largest], tolerance, max_steps);
-    let (second, [(other_low, other_vector)]) =
-        Krylov::run(laplacian, second, [End::Smallest], tolerance, max_steps);
+    let ((first, [(low, vector), (lambda_max, _)]), (second, [(other_low, other_vector)])) =
+        if G::TOGETHER {
+            together::run(laplacian, options.seeds, tolerance, max_steps)
+        } else {
+            (
+                Krylov::run(laplacian, first, [End::Smallest, End::Largest], tolerance, max_steps),
+                Krylov::run(laplacian, second, [End::Smallest], tolerance, max_steps),
+            )
+        };
 
     if n >= 2 {
         let best = if other_low.value < low.value { other_vector } else { vector };

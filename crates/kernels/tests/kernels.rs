@@ -16,6 +16,8 @@ mod linear;
 mod mixture;
 #[path = "kernels/quadrature.rs"]
 mod quadrature;
+#[path = "kernels/recomputed.rs"]
+mod recomputed;
 #[path = "kernels/spectral.rs"]
 mod spectral;
 

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 
+use kernels::adjacency::Adjacency;
 use kernels::eigh::Eigen;
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::quadrature::{Coefficients, Quadrature, QuadratureOptions};
@@ -104,10 +105,10 @@ impl Keep {
 
     /// Keeps what is wanted of a graph, that of one head or of the mean over heads,
     /// given what was solved of it.
-    pub(super) fn take(
+    pub(super) fn take<G: Adjacency>(
         &self,
         head: Option<usize>,
-        operator: &LaplacianOperator<'_>,
+        operator: &LaplacianOperator<'_, G>,
         eigen: Option<&Eigen>,
         fiedler_vector: &[f64],
     ) -> kernels::Result<Kept> {
@@ -129,7 +130,7 @@ impl Keep {
 }
 
 /// A vector in the coordinates of the operator as one on the nodes.
-fn on_nodes(operator: &LaplacianOperator<'_>, vector: &[f64]) -> Vec<f64> {
+fn on_nodes<G: Adjacency>(operator: &LaplacianOperator<'_, G>, vector: &[f64]) -> Vec<f64> {
     let entry = |(value, degree): (&f64, &f64)| match operator.kind() {
         Laplacian::Combinatorial | Laplacian::SymmetricNormalized => *value,
         Laplacian::RandomWalk if *degree > 0.0 => value / degree.sqrt(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use analysis::spectral::{Exactness, Keep, Preset, Probing, Run, SpectralSink};
+use analysis::spectral::{Exactness, Keep, Laplacian, Preset, Probing, Run, SpectralSink};
 use hooks::{ModelInfo, Selection};
 use serde_json::{Value, json};
 
@@ -13,8 +13,12 @@ use crate::Result;
 pub struct SpectralOptions {
     /// What is done to graph and signal; each preset has its rows, once.
     pub presets: BTreeSet<Preset>,
-    /// Dense spectra for every graph, not under the preset `paper` alone.
+    /// Laplacians, each with its rows under every preset; without any, each preset's own.
+    pub laplacians: BTreeSet<Laplacian>,
+    /// Dense spectra for every graph, under the preset `controlled`, too.
     pub exact: bool,
+    /// The hidden score of every layer, too.
+    pub hidden_score: bool,
     /// Layers.
     pub layers: Selection,
     /// Heads with rows of their own; the mean always runs over all heads.
@@ -27,7 +31,9 @@ impl SpectralOptions {
     pub(crate) fn describe(&self) -> Value {
         let mut description = json!({
             "presets": self.presets.iter().map(|preset| preset.name()).collect::<Vec<_>>(),
+            "laplacians": self.laplacians.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
             "exact": self.exact,
+            "hidden_score": self.hidden_score,
             "layers": self.layers.to_string(),
             "heads": self.heads.to_string(),
         });
@@ -77,9 +83,12 @@ impl SpectralOptions {
     }
 
     fn runs(&self) -> impl Iterator<Item = Run> {
-        self.presets.iter().map(|preset| {
-            let run = Run::from(*preset);
-            if self.exact { Run { exactness: Exactness::Dense, ..run } } else { run }
+        self.presets.iter().flat_map(|&preset| {
+            let run = Run::from(preset);
+            let run = if self.exact { Run { exactness: Exactness::Dense, ..run } } else { run };
+            let own = self.laplacians.is_empty().then_some(run);
+            let chosen = self.laplacians.iter().map(move |&laplacian| Run { laplacian, ..run });
+            chosen.chain(own)
         })
     }
 
@@ -89,6 +98,7 @@ impl SpectralOptions {
             runs: self.runs().collect(),
             layers: self.layers.clone(),
             heads: self.heads.clone(),
+            hidden_score: self.hidden_score,
             keep: self.keep.clone(),
             ..Default::default()
         })
