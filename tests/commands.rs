@@ -371,6 +371,65 @@ fn a_preset_given_twice_has_its_rows_once() {
 }
 
 #[test]
+fn laplacians_and_presets_are_chosen_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = derivations(folder.path(), 4);
+    let words = |name: &str, more: &[&str]| {
+        let mut words: Vec<String> = ["spectral", "--quiet", "--json", "--model", "tiny-mixtral"]
+            .map(str::to_owned)
+            .to_vec();
+        words.extend(["--prompts", prompts.to_str().unwrap()].map(str::to_owned));
+        words.extend(["--out", folder.path().join(name).to_str().unwrap()].map(str::to_owned));
+        words.extend(more.iter().map(|word| (*word).to_owned()));
+        words
+    };
+    let more = ["--preset", "paper,library-0.3", "--laplacian", "random-walk,combinatorial"];
+    let shown = run(words("run", &more)).code(0).json();
+    let groups = shown["spectral"].as_array().unwrap();
+    let names: Vec<(&str, &str, bool)> = groups
+        .iter()
+        .filter(|group| group["layer"] == 3)
+        .map(|group| {
+            let text = |name: &str| group[name].as_str().unwrap();
+            (text("preset"), text("laplacian"), group["caveat"].is_string())
+        })
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("library-0.3", "combinatorial", true),
+            ("library-0.3", "random-walk", true),
+            ("paper", "combinatorial", false),
+            ("paper", "random-walk", false),
+        ]
+    );
+    // After the final norm the last layer's signal is another one; before, the same.
+    let energy = |preset: &str, layer: u64| {
+        let same = |g: &&Value| {
+            g["preset"] == preset && g["laplacian"] == "combinatorial" && g["layer"] == layer
+        };
+        groups.iter().find(same).unwrap()["means"]["rayleigh"].as_f64().unwrap()
+    };
+    assert_eq!(energy("paper", 2), energy("library-0.3", 2));
+    assert_ne!(energy("paper", 3), energy("library-0.3", 3));
+
+    let out = folder.path().join("run");
+    let rows =
+        run(["show", out.to_str().unwrap(), "spectral", "--rows", "64", "--json"]).code(0).json();
+    let column =
+        |name: &str| rows["columns"].as_array().unwrap().iter().position(|c| c == name).unwrap();
+    for row in rows["rows"].as_array().unwrap() {
+        let n = row[column("n_nodes")].as_u64().unwrap();
+        let kept = if row[column("preset")] == "paper" { n } else { n.min(50) };
+        assert_eq!(row[column("modes_retained")], kept, "{row}");
+    }
+    let text = run(words("run", &more).into_iter().filter(|word| word != "--json")).code(0).stdout;
+    assert!(text.contains("25 lowest") && text.contains("random-walk Laplacian"), "{text}");
+    let wrong = run(words("other", &["--laplacian", "normalized"])).code(2).stderr;
+    assert!(wrong.contains("symmetric-normalized"), "{wrong}");
+}
+
+#[test]
 fn a_text_of_one_repeated_token_has_no_controlled_signal() {
     let folder = tempfile::tempdir().unwrap();
     let ids = folder.path().join("ids.json");
@@ -401,4 +460,17 @@ fn a_pipe_that_closes_early_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_folder_may_have_any_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join(std::ffi::OsStr::from_bytes(b"run\xff"));
+    let words = ["routing", "--model", "tiny-mixtral", "--prompt", "1 + 1 = 2", "--json", "-q"];
+    let output = eigenlens().args(words).arg("--out").arg(&out).output().unwrap();
+    let printed = crate::support::Ran::new(&output).code(0).json();
+    assert!(printed["run"].as_str().unwrap().ends_with("run\u{fffd}"), "{printed}");
+    assert!(out.join("manifest.json").exists());
 }

@@ -62,7 +62,10 @@ Examples:
 
 Presets:
   controlled  symmetric-normalized Laplacian; first token dropped; signal centred and scaled to unit rows
-  paper       combinatorial Laplacian; every token; raw residual stream; dense spectra")]
+  paper       combinatorial Laplacian; every token; raw residual stream; dense spectra
+  library-0.3 to compare with numbers that the paper's library published: symmetric-normalized
+              Laplacian; every token; raw residual stream, of the last layer after the final norm;
+              of more than 50 modes HFER and entropy take the 25 lowest and 25 highest alone")]
     Spectral(SpectralArgs),
     /// Measure how a mixture-of-experts model routes its tokens.
     #[command(
@@ -236,7 +239,10 @@ pub struct SpectralArgs {
     /// One or several presets.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "controlled")]
     pub preset: Vec<Preset>,
-    /// Dense spectra: HFER and entropies for every graph, not under `paper` alone.
+    /// One or several Laplacians, each with its rows under every preset [default: the preset's].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub laplacian: Vec<Laplacian>,
+    /// Dense spectra: HFER and entropies for every graph, under `controlled`, too.
     #[arg(long)]
     pub exact: bool,
     /// How graphs are held: in memory, or made anew from queries and keys at every product.
@@ -266,6 +272,19 @@ pub enum Preset {
     Controlled,
     /// As in the paper.
     Paper,
+    /// As in version 0.3 of the paper's library.
+    #[value(name = "library-0.3")]
+    Library03,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Laplacian {
+    /// D − W.
+    Combinatorial,
+    /// I − D^-½ W D^-½.
+    SymmetricNormalized,
+    /// I − D⁻¹W, with energies in its own inner product, weighted by degrees.
+    RandomWalk,
 }
 
 #[derive(Args)]

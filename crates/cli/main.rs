@@ -15,8 +15,9 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, CheckOptions, Fault, Form, GraphChoice, Item, Job, ModelChoice, Prefixes,
-    PromptSource, Special, SpectralOptions, StoredType, Tokenization, WeightDtype, Written,
+    CaptureOptions, CheckOptions, Fault, Form, GraphChoice, Item, Job, Laplacian, ModelChoice,
+    Prefixes, PromptSource, Special, SpectralOptions, StoredType, Tokenization, WeightDtype,
+    Written,
 };
 use serde::Serialize;
 
@@ -107,6 +108,16 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     .map(|preset| match preset {
                         args::Preset::Controlled => engine::Preset::Controlled,
                         args::Preset::Paper => engine::Preset::Paper,
+                        args::Preset::Library03 => engine::Preset::Library03,
+                    })
+                    .collect(),
+                laplacians: spectral
+                    .laplacian
+                    .iter()
+                    .map(|laplacian| match laplacian {
+                        args::Laplacian::Combinatorial => Laplacian::Combinatorial,
+                        args::Laplacian::SymmetricNormalized => Laplacian::SymmetricNormalized,
+                        args::Laplacian::RandomWalk => Laplacian::RandomWalk,
                     })
                     .collect(),
                 exact: spectral.exact,

@@ -1,6 +1,6 @@
 //! The demonstration: the built-in model on the built-in derivations.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use analysis::contrast::{Contrast, Pair};
@@ -119,6 +119,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
         }),
         spectral: Some(SpectralOptions {
             presets: [Preset::Controlled, Preset::Paper].into(),
+            laplacians: BTreeSet::new(),
             exact: false,
             layers: Selection::All,
             heads: Selection::All,

@@ -22,7 +22,7 @@ mod summary;
 mod tables;
 mod tokens;
 
-pub use analysis::spectral::Preset;
+pub use analysis::spectral::{Laplacian, Preset};
 pub use candle_core::Device;
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};

@@ -2,14 +2,14 @@
 //! committed before the next begins.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
 use analysis::spectral::Storage;
 use hooks::{Batch, Edits, Fanout, ModelInfo, Row};
 use runner::{Fingerprint, KvCache, Model, Resolved, Source, Tokenizer};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use store::{Options, Run, Start, TableSchema};
 
 use crate::job::Job;
@@ -24,7 +24,8 @@ use crate::{Error, Progress, Result, human};
 /// What a run did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The run folder.
+    /// The run folder; in JSON what is not Unicode in it is replaced.
+    #[serde(serialize_with = "as_text")]
     pub run: PathBuf,
     /// The model as it was named.
     pub model: String,
@@ -48,6 +49,10 @@ pub struct Outcome {
     pub tensors: u64,
     /// Bytes of tables and tensors.
     pub bytes: u64,
+}
+
+fn as_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    path.to_string_lossy().serialize(serializer)
 }
 
 /// Carries out a job, or what is left of it.

@@ -513,11 +513,38 @@ pub fn mode_energies(eigen: &Eigen, signal: &Signal) -> Result<Vec<f64>> {
 /// # References
 /// arXiv 2601.00791.
 pub fn high_frequency_energy_ratio(energies: &[f64]) -> Value {
+    energy_share_of_modes(energies, energies.len() / 2)
+}
+
+/// Share of the energy in the modes from number `first` on, `Σ_{k ≥ first} e_k / Σ e_k`;
+/// 0 where there are no such modes. Null for a zero signal.
+///
+/// ```
+/// assert_eq!(kernels::signal::energy_share_of_modes(&[1.0, 2.0, 1.0], 2), Ok(0.25));
+/// ```
+pub fn energy_share_of_modes(energies: &[f64], first: usize) -> Value {
     let total: f64 = energies.iter().sum();
     if total == 0.0 {
         return Err(Null::ZeroSignal);
     }
-    Ok(energies[energies.len() / 2..].iter().sum::<f64>() / total)
+    Ok(energies.iter().skip(first).sum::<f64>() / total)
+}
+
+/// The energies that a truncated spectrum keeps: those of the `ends` lowest and the
+/// `ends` highest modes, of all where there are no more than that.
+///
+/// ```
+/// use kernels::signal::outer_modes;
+/// assert_eq!(outer_modes(&[1.0, 2.0, 3.0, 4.0, 5.0], 2), [1.0, 2.0, 4.0, 5.0]);
+/// assert_eq!(outer_modes(&[1.0, 2.0, 3.0], 2), [1.0, 2.0, 3.0]);
+/// ```
+///
+/// # Numerics
+/// Where eigenvalues coincide across a cut, which modes are kept is arbitrary.
+pub fn outer_modes(energies: &[f64], ends: usize) -> Vec<f64> {
+    let low = ends.min(energies.len());
+    let high = energies.len().saturating_sub(ends).max(low);
+    [&energies[..low], &energies[high..]].concat()
 }
 
 /// High-frequency energy ratio at a fixed eigenvalue, `Σ_{λ_k ≥ cut} e_k / Σ e_k`:

@@ -1,5 +1,7 @@
 //! From a pattern and a signal to rows.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -15,9 +17,9 @@ use kernels::signal::{self, Null, Signal};
 use rayon::prelude::*;
 
 use super::measured::Measured;
-
 use super::{
-    Exactness, HEAT_TIMES, HFER_CUT, NullReason, PrefixRow, Preset, Run, Source, SpectralRow,
+    Exactness, HEAT_TIMES, HFER_CUT, LIBRARY_ENDS, NullReason, PrefixRow, Preset, Run, Source,
+    SpectralRow,
 };
 use crate::{Error, Result};
 
@@ -27,7 +29,8 @@ use crate::{Error, Result};
 ///
 /// # Shapes
 /// `pattern` is `[head, query_pos, key_pos]`, its `n`-th entry being head
-/// `heads[n]`; `signal` is `[pos, d_model]` with as many positions.
+/// `heads[n]`; `signal` is `[pos, d_model]` with as many positions: what
+/// [`Preset::signal`] names, which at the last layer is not the same for every preset.
 ///
 /// ```
 /// use analysis::spectral::{Preset, Source, spectra};
@@ -76,7 +79,8 @@ pub fn spectra(
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
     let graphs = build_graphs(source, pattern, heads, heads, runs)?;
-    finish(source, &graphs, &read_signal(source, signal)?, lanczos)
+    let signal = read_signal(HookPoint::layer(Site::ResidPost, source.layer), source, signal)?;
+    finish(source, &graphs, |_| Ok(&signal), lanczos)
 }
 
 /// A graph and what it is of.
@@ -106,12 +110,12 @@ pub(super) fn recomputed_graphs(
     graphs.collect()
 }
 
-/// Diagnoses the prefixes of these lengths, one after another: from graphs and signal
+/// Diagnoses the prefixes of these lengths, one after another: from graphs and signals
 /// of the whole prompt.
-pub(super) fn finish_prefixes<G: Measured>(
+pub(super) fn finish_prefixes<'s, G: Measured>(
     source: Source,
     graphs: &[LayerGraph<G>],
-    signal: &Signal,
+    signal: impl Fn(Preset) -> Result<&'s Signal>,
     lengths: &[usize],
     lanczos: &LanczosOptions,
 ) -> Result<Vec<PrefixRow>> {
@@ -123,10 +127,19 @@ pub(super) fn finish_prefixes<G: Measured>(
             Ok(LayerGraph { run: *run, head: *head, graph })
         });
         let graphs: Vec<LayerGraph<G>> = graphs.collect::<Result<_>>()?;
-        let found = finish(source, &graphs, &signal.clone().leading(prefix), lanczos)?;
+        let signals = presets(&graphs)
+            .map(|preset| Ok((preset, signal(preset)?.clone().leading(prefix))))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let found = finish(source, &graphs, |preset| Ok(&signals[&preset]), lanczos)?;
         rows.extend(found.into_iter().map(|row| PrefixRow { prefix, row }));
     }
     Ok(rows)
+}
+
+/// The presets of these graphs.
+fn presets<G>(graphs: &[LayerGraph<G>]) -> impl Iterator<Item = Preset> {
+    let wanted = |preset: &Preset| graphs.iter().any(|graph| graph.run.preset == *preset);
+    Preset::ALL.into_iter().filter(wanted)
 }
 
 /// Builds the graphs that the runs want of a pattern that holds the heads
@@ -180,7 +193,7 @@ pub(super) fn build_graphs(
             let views = &views[places.clone()];
             let (views, dropped): (Vec<PatternView<'_>>, usize) = match run.preset {
                 Preset::Controlled => (views.iter().map(|view| view.without_first()).collect(), 1),
-                Preset::Paper => (views.to_vec(), 0),
+                Preset::Paper | Preset::Library03 => (views.to_vec(), 0),
             };
             let graph = SymmetricGraph::mean(&views)
                 .map_err(|error| failed(error, &held[places], dropped))?;
@@ -190,11 +203,11 @@ pub(super) fn build_graphs(
     graphs.into_iter().collect()
 }
 
-/// Copies a captured residual stream.
-pub(super) fn read_signal(source: Source, tensor: &Tensor) -> Result<Signal> {
+/// Copies a residual stream captured at a point.
+pub(super) fn read_signal(point: HookPoint, source: Source, tensor: &Tensor) -> Result<Signal> {
     Signal::from_tensor(tensor).map_err(|error| match error {
         kernels::Error::NonFinite { index, value, .. } => Error::Captured {
-            point: HookPoint::layer(Site::ResidPost, source.layer),
+            point,
             request: source.request,
             index,
             value,
@@ -204,25 +217,24 @@ pub(super) fn read_signal(source: Source, tensor: &Tensor) -> Result<Signal> {
     })
 }
 
-/// Diagnoses every graph with the signal of the same layer.
-pub(super) fn finish<G: Measured>(
+/// Diagnoses every graph with its preset's signal of the same layer.
+pub(super) fn finish<'s, G: Measured>(
     source: Source,
     graphs: &[LayerGraph<G>],
-    signal: &Signal,
+    signal: impl Fn(Preset) -> Result<&'s Signal>,
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
-    let prepared: Vec<(Preset, Prepared<G::Shared>)> = Preset::ALL
-        .into_iter()
-        .filter(|preset| graphs.iter().any(|graph| graph.run.preset == *preset))
+    let prepared: Vec<(Preset, Prepared<G::Shared>)> = presets(graphs)
         .map(|preset| {
-            Ok((preset, Prepared::new(preset, signal, G::share).map_err(kernel_error(source))?))
+            let prepared = Prepared::new(preset, signal(preset)?, G::share);
+            Ok((preset, prepared.map_err(kernel_error(source))?))
         })
         .collect::<Result<_>>()?;
     let rows: Vec<Result<SpectralRow>> = graphs
         .par_iter()
         .filter_map(|graph| {
             let (_, prepared) = prepared.iter().find(|(preset, _)| *preset == graph.run.preset)?;
-            Some(diagnose(source, graph, signal.n_nodes(), prepared, lanczos))
+            Some(diagnose(source, graph, prepared, lanczos))
         })
         .collect();
     rows.into_iter().collect()
@@ -233,6 +245,7 @@ const PROBE_SEED: u64 = 3;
 
 /// A signal as a preset wants it, and what all graphs of a layer share of it.
 struct Prepared<S> {
+    n_tokens: usize,
     signal: Signal,
     shared: S,
     probes: Probes,
@@ -245,17 +258,19 @@ impl<S> Prepared<S> {
         signal: &Signal,
         share: impl Fn(&Signal) -> kernels::Result<S>,
     ) -> kernels::Result<Self> {
+        let n_tokens = signal.n_nodes();
         let (signal, zero_rows) = match preset {
             Preset::Controlled => {
                 let precision = f64::from(f32::EPSILON);
                 signal.clone().without_first().centred(precision).unit_rows()
             }
-            Preset::Paper => {
+            Preset::Paper | Preset::Library03 => {
                 let zero_rows = signal.n_zero_rows();
                 (signal.clone(), zero_rows)
             }
         };
         Ok(Self {
+            n_tokens,
             shared: share(&signal)?,
             probes: Probes::new(&signal, PROBE_SEED),
             zero_rows,
@@ -267,7 +282,6 @@ impl<S> Prepared<S> {
 fn diagnose<G: Measured>(
     source: Source,
     graph: &LayerGraph<G>,
-    n_tokens: usize,
     prepared: &Prepared<G::Shared>,
     lanczos: &LanczosOptions,
 ) -> Result<SpectralRow> {
@@ -281,7 +295,7 @@ fn diagnose<G: Measured>(
             point: HookPoint::layer(Site::ResidPost, source.layer),
             request: source.request,
             expected: "as many positions as the pattern".to_owned(),
-            got: vec![n_tokens, prepared.signal.d()],
+            got: vec![prepared.n_tokens, prepared.signal.d()],
         });
     }
     let failed = kernel_error(source);
@@ -300,7 +314,7 @@ fn diagnose<G: Measured>(
         Some(eigen) => prepared
             .signal
             .in_coordinates_of(&operator)
-            .and_then(|signal| Whole::new(eigen, &signal)),
+            .and_then(|signal| Whole::new(run.preset, eigen, &signal)),
     };
     let whole = whole.map_err(failed)?;
 
@@ -323,7 +337,7 @@ fn diagnose<G: Measured>(
         preset: run.preset,
         laplacian,
         exactness,
-        n_tokens,
+        n_tokens: prepared.n_tokens,
         n_nodes,
         isolated_nodes: operator.n_isolated(),
         zero_rows: prepared.zero_rows,
@@ -356,6 +370,7 @@ fn diagnose<G: Measured>(
             "spectrum_variance",
             defined(present(moments.map(|m| m.variance))),
         ),
+        modes_retained: whole.modes_retained,
         hfer: column("hfer", whole.hfer),
         hfer_at_1: column("hfer_at_1", whole.hfer_at_1),
         heat: [
@@ -446,6 +461,7 @@ impl Ends {
 
 /// What takes the whole spectrum, or has an estimate in its place.
 struct Whole {
+    modes_retained: Option<usize>,
     hfer: Column,
     hfer_at_1: Column,
     heat: [Heat; HEAT_TIMES.len()],
@@ -475,6 +491,7 @@ impl Whole {
         };
         let absent = Err(NullReason::NeedsDense);
         Ok(Self {
+            modes_retained: None,
             hfer: absent,
             hfer_at_1: absent,
             heat,
@@ -486,17 +503,28 @@ impl Whole {
         })
     }
 
-    fn new(eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
+    fn new(preset: Preset, eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
         let (values, energies) = (eigen.values(), signal::mode_energies(eigen, signal)?);
-        let entropy = signal::spectral_entropy(&energies);
-        let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, energies.len()));
+        let (retained, first) = match preset {
+            Preset::Controlled | Preset::Paper => {
+                (Cow::Borrowed(&energies[..]), energies.len() / 2)
+            }
+            Preset::Library03 => {
+                let retained = signal::outer_modes(&energies, LIBRARY_ENDS);
+                let first = 9 * retained.len() / 10;
+                (Cow::Owned(retained), first)
+            }
+        };
+        let entropy = signal::spectral_entropy(&retained);
+        let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, retained.len()));
         let heat = |time| {
             let value = heat_energy(values, &energies, time).map_err(undefined)?;
             Ok(Estimate { value, error: 0.0 })
         };
         let spacings = signal::spacing_ratio(values);
         Ok(Self {
-            hfer: signal::high_frequency_energy_ratio(&energies).map_err(undefined),
+            modes_retained: Some(retained.len()),
+            hfer: signal::energy_share_of_modes(&retained, first).map_err(undefined),
             hfer_at_1: signal::energy_share_from(values, &energies, HFER_CUT).map_err(undefined),
             heat: HEAT_TIMES.map(heat),
             spectral_entropy: entropy.map_err(undefined),

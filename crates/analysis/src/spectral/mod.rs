@@ -4,12 +4,17 @@
 //! `A` is the attention pattern, `W = ½(A + Aᵀ)`, `L` a Laplacian of `W` and `X`
 //! the residual stream after the layer, one row per token.
 //!
-//! The decision that shapes this module: two presets, always named in the rows.
+//! The decision that shapes this module: presets, always named in the rows.
 //! In real models the first token draws most of the attention and carries most
 //! of the signal's energy, so that the published diagnostics largely measure the
-//! prompt's length. [`Preset::Paper`] is the published definition;
+//! prompt's length. [`Preset::Paper`] is the published definition, and
+//! [`Preset::Library03`] that of the library that was published with it;
 //! [`Preset::Controlled`], the default, takes the first token out of graph and
 //! signal, the mean over tokens out of the signal, and scales its rows to unit norm.
+//!
+//! Heads are joined by their mean. Weighting each by the attention that it gives out
+//! is the same, since the rows of a pattern sum to 1 in every model that is run; with
+//! a sink among the scores, as in gpt-oss, it would not be.
 
 mod attention;
 mod diagnose;
@@ -18,9 +23,9 @@ mod prefix;
 mod row;
 mod sink;
 
-use hooks::{Selection, Site};
+use hooks::{HookPoint, Selection, Site};
 use kernels::lanczos::LanczosOptions;
-use kernels::laplacian::Laplacian;
+pub use kernels::laplacian::Laplacian;
 
 pub use attention::{AttentionRow, LayerAttentionRow, Top, attention_statistics};
 pub use diagnose::spectra;
@@ -49,25 +54,57 @@ pub enum Preset {
     /// Its high-frequency energy ratio and entropies take the whole spectrum, so
     /// it always runs with [`Exactness::Dense`].
     Paper,
+    /// As version 0.3 of the paper's library: symmetric-normalized Laplacian; first
+    /// token kept; the residual stream as it is, at the last layer after the final
+    /// norm. It truncates: of more than 50 modes it keeps the 25 lowest and the 25
+    /// highest, and its high-frequency energy ratio `Σ_{k ≥ ⌊0.9·m⌋} e_k / Σ e_k` and
+    /// spectral entropy are taken over the `m` retained, as if there were no others.
+    /// What else a row holds is exact.
+    ///
+    /// It always runs with [`Exactness::Dense`].
+    Library03,
 }
 
+/// Modes that [`Preset::Library03`] keeps at either end of the spectrum.
+pub const LIBRARY_ENDS: usize = 25;
+
 impl Preset {
-    /// Both presets.
-    pub const ALL: [Self; 2] = [Self::Controlled, Self::Paper];
+    /// Every preset.
+    pub const ALL: [Self; 3] = [Self::Controlled, Self::Paper, Self::Library03];
 
     /// The name used on a command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Controlled => "controlled",
             Self::Paper => "paper",
+            Self::Library03 => "library-0.3",
         }
     }
 
     /// The Laplacian that the preset uses unless a [`Run`] names another.
     pub fn laplacian(self) -> Laplacian {
         match self {
-            Self::Controlled => Laplacian::SymmetricNormalized,
+            Self::Controlled | Self::Library03 => Laplacian::SymmetricNormalized,
             Self::Paper => Laplacian::Combinatorial,
+        }
+    }
+
+    /// Where the signal on a layer's graphs is read in a model of so many layers.
+    pub fn signal(self, layer: usize, n_layers: usize) -> HookPoint {
+        match self {
+            Self::Library03 if layer + 1 == n_layers => HookPoint::LN_FINAL,
+            _ => HookPoint::layer(Site::ResidPost, layer),
+        }
+    }
+
+    /// What a reader of its numbers must know; `None` where they take in everything.
+    pub fn caveat(self) -> Option<&'static str> {
+        match self {
+            Self::Controlled | Self::Paper => None,
+            Self::Library03 => Some(
+                "of more than 50 modes hfer and the spectral entropy take the 25 lowest and the \
+                 25 highest alone, hfer the last tenth of these",
+            ),
         }
     }
 
@@ -129,7 +166,8 @@ pub struct Run {
     pub laplacian: Laplacian,
     /// The graphs.
     pub graphs: Graphs,
-    /// How eigenvalues are found; [`Preset::Paper`] is dense whatever stands here.
+    /// How eigenvalues are found; all presets but [`Preset::Controlled`] are dense
+    /// whatever stands here.
     pub exactness: Exactness,
 }
 
@@ -138,17 +176,18 @@ impl Run {
     pub fn effective_exactness(&self) -> Exactness {
         match self.preset {
             Preset::Controlled => self.exactness,
-            Preset::Paper => Exactness::Dense,
+            Preset::Paper | Preset::Library03 => Exactness::Dense,
         }
     }
 }
 
 impl From<Preset> for Run {
-    /// `Controlled` on every head and the mean, iteratively; `Paper` on the mean.
+    /// `Controlled` on every head and the mean, iteratively; `Paper` and `Library03` on
+    /// the mean.
     fn from(preset: Preset) -> Self {
         let graphs = match preset {
             Preset::Controlled => Graphs::HeadsAndMean,
-            Preset::Paper => Graphs::HeadMean,
+            Preset::Paper | Preset::Library03 => Graphs::HeadMean,
         };
         let exactness = Exactness::Iterative;
         let run = Self { preset, laplacian: preset.laplacian(), graphs, exactness };

@@ -15,7 +15,7 @@ use super::diagnose::{
     LayerGraph, build_graphs, finish, finish_prefixes, read_signal, recomputed_graphs,
 };
 use super::measured::Measured;
-use super::{PrefixRow, Source, SpectralOptions, SpectralRow, Storage};
+use super::{PrefixRow, Preset, Source, SpectralOptions, SpectralRow, Storage};
 use crate::{Error, Result};
 
 /// What a [`SpectralSink`] has found.
@@ -59,6 +59,8 @@ pub struct SpectralSink {
     batch: Option<Batch>,
     /// What has arrived of the current layer, for each row of the batch.
     pending: Vec<Pending>,
+    /// The last layer, while a preset that reads the final norm waits for it.
+    waiting: Option<usize>,
     rows: SpectralRows,
 }
 
@@ -68,7 +70,8 @@ struct Pending {
     queries: Option<Tensor>,
     keys: Option<Tensor>,
     factors: Option<Arc<AttentionFactors>>,
-    signal: Option<Signal>,
+    /// The signals of the presets, by where they are read.
+    signals: Vec<(HookPoint, Signal)>,
     attention: Option<(Vec<AttentionRow>, LayerAttentionRow)>,
 }
 
@@ -83,6 +86,7 @@ impl SpectralSink {
             frequency_switch: None,
             batch: None,
             pending: Vec::new(),
+            waiting: None,
             rows: SpectralRows::default(),
         }
     }
@@ -121,7 +125,9 @@ impl SpectralSink {
                         }
                     }
                 }
-                plan.add(HookPoint::layer(Site::ResidPost, layer), &Wanted::all(), info)?;
+                for run in &self.options.runs {
+                    plan.add(run.preset.signal(layer, info.n_layers()), &Wanted::all(), info)?;
+                }
             }
         }
         let scores = info.layers.iter().map(|layer| AttentionOptions {
@@ -171,7 +177,9 @@ impl SpectralSink {
                 let factors = factors.map_err(|source| Error::Kernel { layer, request, source })?;
                 pending.factors = Some(Arc::new(factors));
             }
-            Site::ResidPost => pending.signal = Some(read_signal(source, tensor)?),
+            Site::ResidPost | Site::LnFinalNormalized => {
+                pending.signals.push((point, read_signal(point, source, tensor)?));
+            }
             Site::Summary => {
                 let (mut rows, whole) = attention_statistics(source, tensor, self.options.top_k)?;
                 rows.retain(|row| self.heads[layer].contains(&row.head));
@@ -187,28 +195,35 @@ impl SpectralSink {
         if !wants(Site::Summary) {
             return Ok(());
         }
-        let wants_spectra = wants(Site::ResidPost);
-        let requests = self.batch.iter().flat_map(|batch| batch.rows()).map(|row| row.request);
-        for (pending, request) in self.pending.iter_mut().zip(requests) {
+        let (options, wants_spectra) = (&self.options, !self.options.runs.is_empty());
+        let rows = self.batch.iter().flat_map(|batch| batch.rows());
+        for (pending, row) in self.pending.iter_mut().zip(rows) {
+            let (request, n_tokens) = (row.request, row.tokens.len());
             let missing =
                 |site| move || Error::Missing { point: HookPoint::layer(site, layer), request };
-            let Pending { graphs, factors, signal, attention, .. } = std::mem::take(pending);
+            let Pending { graphs, factors, signals, attention, .. } = std::mem::take(pending);
             let (heads, whole) = attention.ok_or_else(missing(Site::Summary))?;
             self.rows.attention.extend(heads);
             self.rows.layers.push(whole);
             if wants_spectra {
-                let signal = signal.ok_or_else(missing(Site::ResidPost))?;
-                let source = Source { request, layer };
-                let (options, heads) = (&self.options, &self.heads[layer]);
+                let n_layers = self.heads.len();
+                let signal = |preset: Preset| {
+                    let point = preset.signal(layer, n_layers);
+                    let found = signals.iter().find(|(at, _)| *at == point);
+                    found.map(|(_, signal)| signal).ok_or(Error::Missing { point, request })
+                };
+                let measured = Measures { source: Source { request, layer }, n_tokens, options };
                 match options.storage {
                     Storage::Stored => {
                         let graphs = graphs.ok_or_else(missing(Site::Pattern))?;
-                        measure(source, &graphs, &signal, options, &mut self.rows)?;
+                        measured.add(&graphs, signal, &mut self.rows)?;
                     }
                     Storage::Recomputed => {
                         let factors = factors.ok_or_else(missing(Site::Lse))?;
-                        let graphs = recomputed_graphs(source, &factors, heads, &options.runs)?;
-                        measure(source, &graphs, &signal, options, &mut self.rows)?;
+                        let heads = &self.heads[layer];
+                        let graphs =
+                            recomputed_graphs(measured.source, &factors, heads, &options.runs)?;
+                        measured.add(&graphs, signal, &mut self.rows)?;
                     }
                 }
             }
@@ -217,19 +232,28 @@ impl SpectralSink {
     }
 }
 
-/// Adds the rows of a layer's graphs, of the whole prompt and of its prefixes.
-fn measure<G: Measured>(
+/// What is measured of a prompt at a layer.
+struct Measures<'o> {
     source: Source,
-    graphs: &[LayerGraph<G>],
-    signal: &Signal,
-    options: &SpectralOptions,
-    rows: &mut SpectralRows,
-) -> Result<()> {
-    rows.spectral.extend(finish(source, graphs, signal, &options.lanczos)?);
-    let prefixes = options.prefixes.of(signal.n_nodes());
-    let found = finish_prefixes(source, graphs, signal, &prefixes, &options.lanczos)?;
-    rows.prefixes.extend(found);
-    Ok(())
+    n_tokens: usize,
+    options: &'o SpectralOptions,
+}
+
+impl Measures<'_> {
+    /// Adds the rows of a layer's graphs, of the whole prompt and of its prefixes.
+    fn add<'s, G: Measured>(
+        &self,
+        graphs: &[LayerGraph<G>],
+        signal: impl Fn(Preset) -> Result<&'s Signal>,
+        rows: &mut SpectralRows,
+    ) -> Result<()> {
+        let Self { source, n_tokens, options } = *self;
+        rows.spectral.extend(finish(source, graphs, &signal, &options.lanczos)?);
+        let prefixes = options.prefixes.of(n_tokens);
+        let found = finish_prefixes(source, graphs, &signal, &prefixes, &options.lanczos)?;
+        rows.prefixes.extend(found);
+        Ok(())
+    }
 }
 
 /// The points from which a layer's attention can be made anew.
@@ -262,15 +286,17 @@ impl ActivationSink for SpectralSink {
             }
         }
         self.pending = batch.rows().iter().map(|_| Pending::default()).collect();
+        self.waiting = None;
         self.batch = Some(batch.clone());
         Ok(())
     }
 
     fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> hooks::Result<()> {
-        let (Some(request), Some(layer)) = (self.plan.wants(point).cloned(), point.layer_index())
-        else {
+        let Some(request) = self.plan.wants(point).cloned() else {
             return Ok(());
         };
+        // Behind the last layer is the final norm.
+        let layer = point.layer_index().unwrap_or(self.heads.len().saturating_sub(1));
         for (row, info) in activation.batch.rows().iter().enumerate() {
             let tensor = activation.select(point, row, &request)?;
             self.record_row(point, layer, row, info.request, &tensor)?;
@@ -279,10 +305,18 @@ impl ActivationSink for SpectralSink {
     }
 
     fn end_layer(&mut self, layer: usize) -> hooks::Result<()> {
+        let is_last = layer + 1 == self.heads.len();
+        if is_last && self.plan.wants(HookPoint::LN_FINAL).is_some() {
+            self.waiting = Some(layer);
+            return Ok(());
+        }
         Ok(self.finish_layer(layer)?)
     }
 
     fn end_batch(&mut self) -> hooks::Result<()> {
+        if let Some(layer) = self.waiting.take() {
+            self.finish_layer(layer)?;
+        }
         self.batch = None;
         self.pending.clear();
         Ok(())

@@ -86,22 +86,24 @@ fn iterative(graphs: Graphs) -> Run {
     Run { graphs, exactness: Exactness::Iterative, ..Preset::Controlled.into() }
 }
 
-fn random_walk(run: Run) -> Run {
-    Run { laplacian: Laplacian::RandomWalk, ..run }
+const LAPLACIANS: [Laplacian; 3] =
+    [Laplacian::Combinatorial, Laplacian::SymmetricNormalized, Laplacian::RandomWalk];
+
+/// Every preset, Laplacian and solver, on every graph.
+fn every_run() -> Vec<Run> {
+    let mut runs = Vec::new();
+    for laplacian in LAPLACIANS {
+        runs.extend(Preset::ALL.map(|preset| Run { laplacian, ..dense(preset) }));
+        runs.push(Run { laplacian, ..iterative(Graphs::HeadsAndMean) });
+    }
+    runs
 }
 
 #[test]
 fn rows_are_the_golden_ones() {
     for value in golden("spectral") {
         let (case, name) = (Case::of(&value), value["name"].as_str().unwrap().to_owned());
-        let runs = [
-            dense(Preset::Controlled),
-            iterative(Graphs::HeadsAndMean),
-            random_walk(dense(Preset::Controlled)),
-            random_walk(iterative(Graphs::HeadsAndMean)),
-            dense(Preset::Paper),
-            random_walk(dense(Preset::Paper)),
-        ];
+        let runs = every_run();
         let options = LanczosOptions::default();
         let rows = spectra(SOURCE, &case.pattern(), &case.heads(), &case.signal(), &runs, &options)
             .unwrap();
@@ -145,11 +147,16 @@ fn check_row(name: &str, row: &SpectralRow, expected: &Value) {
         "eigenvalue_entropy",
         "eigenvalue_entropy_deficit",
     ];
-    let zero_pairs = match row.exactness {
-        Exactness::Iterative => Value::Null,
-        Exactness::Dense => expected["spacing_zero_pairs"].clone(),
-    };
-    assert_eq!(zero_pairs, row.spacing_zero_pairs.map_or(Value::Null, Value::from));
+    let counts =
+        [("spacing_zero_pairs", row.spacing_zero_pairs), ("modes_retained", row.modes_retained)];
+    for (column, got) in counts {
+        let expected = match row.exactness {
+            Exactness::Iterative => &Value::Null,
+            Exactness::Dense => &expected[column],
+        };
+        assert_eq!(expected, &got.map_or(Value::Null, Value::from), "{}", what(column));
+    }
+    let is_distinct = ["sink", "sharp", "long"].contains(&name);
     // The mean over heads is rounded to f32 once more than in the script.
     let scale = expected["lambda_max"].as_f64().unwrap_or(1.0).max(1.0);
     let energy = expected["energy"].as_f64().unwrap().max(1.0);
@@ -177,12 +184,10 @@ fn check_row(name: &str, row: &SpectralRow, expected: &Value) {
         match expected[column].as_f64() {
             None => assert_eq!(got, None, "{}", what(column)),
             // The cut may fall among modes of one eigenvalue, which mix.
-            Some(_) if column == "hfer" && name != "sink" && name != "sharp" => {
+            Some(_) if column == "hfer" && !is_distinct => {
                 assert!((0.0..=1.0 + 1e-12).contains(&got.unwrap()), "{}", what(column));
             }
-            Some(_)
-                if column.starts_with("spectral_entropy") && name != "sink" && name != "sharp" =>
-            {
+            Some(_) if column.starts_with("spectral_entropy") && !is_distinct => {
                 assert!(got.unwrap() >= -1e-12, "{}", what(column));
             }
             Some(value) => close(&what(column), got.unwrap(), value, tolerance),
@@ -271,6 +276,8 @@ fn info(n_heads: usize) -> ModelInfo {
         parallel_residual: false,
         pre_norms: true,
         rotary: true,
+        scale: 1.0,
+        soft_cap: None,
     };
     ModelInfo { layers: vec![layer; 2], d_model: 6, ..ModelInfo::example() }
 }
@@ -309,7 +316,13 @@ fn tensors(long: &Case, short: &Case) -> Vec<(Site, Tensor)> {
         (Site::Pattern, padded(&long.pattern(), &short.pattern(), &[1, 2])),
         (Site::Summary, padded(&long.summary(), &short.summary(), &[1])),
         (Site::ResidPost, padded(&long.signal(), &short.signal(), &[0])),
+        (Site::LnFinalNormalized, padded(&normalized(long), &normalized(short), &[0])),
     ]
+}
+
+/// Another signal than the case's own.
+fn normalized(case: &Case) -> Tensor {
+    (case.signal().sqr().unwrap() + 1.0).unwrap()
 }
 
 fn through_a_sink(options: SpectralOptions) -> SpectralRows {
@@ -348,6 +361,40 @@ fn a_sink_finds_what_tensors_alone_give() {
     assert_eq!(rows.layers.len(), 2);
     assert_eq!(rows.attention[0].n_tokens, long.n_tokens);
     assert_eq!(rows.attention[5].n_tokens, short.n_tokens);
+}
+
+#[test]
+fn the_library_reads_the_last_layer_behind_the_final_norm() {
+    let runs = vec![dense(Preset::Paper), dense(Preset::Library03)];
+    let options = SpectralOptions { runs: runs.clone(), ..Default::default() };
+    let rows = through_a_sink(options).spectral;
+    let (long, short) = long_and_short();
+    let mut expected = Vec::new();
+    for layer in 0..2 {
+        for (request, case) in [(7, &long), (8, &short)] {
+            for run in &runs {
+                let at_end = layer == 1 && run.preset == Preset::Library03;
+                let signal = if at_end { normalized(case) } else { case.signal() };
+                let source = Source { request, layer };
+                let lanczos = LanczosOptions::default();
+                let (pattern, heads) = (case.pattern(), case.heads());
+                expected
+                    .extend(spectra(source, &pattern, &heads, &signal, &[*run], &lanczos).unwrap());
+            }
+        }
+    }
+    assert_eq!(rows, expected);
+
+    let wants = |layers: &str, runs: &[Run]| {
+        let layers = layers.parse().unwrap();
+        let options = SpectralOptions { runs: runs.to_vec(), layers, ..Default::default() };
+        let plan = SpectralSink::new(options).plan(&info(3)).unwrap();
+        let wants = |point| plan.wants(point).is_some();
+        (wants(HookPoint::layer(Site::ResidPost, 1)), wants(HookPoint::LN_FINAL))
+    };
+    assert_eq!(wants("all", &runs), (true, true));
+    assert_eq!(wants("all", &runs[1..]), (false, true));
+    assert_eq!(wants("0", &runs), (false, false));
 }
 
 #[test]
@@ -419,25 +466,87 @@ fn selected_heads_have_rows_and_the_mean_is_over_all() {
 }
 
 #[test]
-fn the_shortest_prompts() {
-    for (n, nodes) in [(1usize, 0usize), (2, 1)] {
-        let mut pattern = vec![0f32; n * n];
-        for i in 0..n {
-            pattern[i * n..=i * n + i].fill(1.0 / (i + 1) as f32);
-        }
-        let pattern = Tensor::from_vec(pattern, (1, n, n), &Device::Cpu).unwrap();
-        let signal = Tensor::ones((n, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-        for run in [iterative(Graphs::HeadMean), dense(Preset::Controlled)] {
-            let options = LanczosOptions::default();
-            let rows = spectra(SOURCE, &pattern, &[0], &signal, &[run], &options).unwrap();
-            let row = rows.last().unwrap();
-            assert_eq!((row.n_tokens, row.n_nodes), (n, nodes));
-            assert_eq!(row.fiedler, None);
-            let too_few = NullReason::Undefined(Null::TooFewNodes);
-            assert_eq!(row.null_reason("fiedler"), Some(too_few));
-            assert_eq!(row.lambda_max, (nodes > 0).then_some(0.0));
-            assert_eq!(row.null_reason("rayleigh"), Some(NullReason::Undefined(Null::ZeroSignal)));
-            assert_eq!((row.dirichlet, row.zero_rows), (Some(0.0), nodes));
+fn what_has_no_value_says_why() {
+    let causal = |n: usize, share: fn(usize, usize) -> f32| {
+        let values = (0..n * n).map(|k| if k % n <= k / n { share(k / n, k % n) } else { 0.0 });
+        Tensor::from_vec(values.collect(), (1, n, n), &Device::Cpu).unwrap()
+    };
+    let even = |n| causal(n, |i, _| 1.0 / (i + 1) as f32);
+    let own = |n| causal(n, |i, j| f32::from(u8::from(i == j)));
+    // Rows that differ, and the same row again and again.
+    let uneven = |n: usize| {
+        let values: Vec<f32> = (0..3 * n).map(|k| (k as f32 * 1.7).sin()).collect();
+        Tensor::from_vec(values, (n, 3), &Device::Cpu).unwrap()
+    };
+    let zero = |n| Tensor::zeros((n, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let same = |n| Tensor::ones((n, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let cases: Vec<(&str, Tensor, Tensor)> = (1..=5)
+        .flat_map(|n| {
+            [
+                ("even", even(n), uneven(n)),
+                ("self only", own(n), uneven(n)),
+                ("zero signal", even(n), zero(n)),
+                ("one repeated token", even(n), same(n)),
+                ("nothing", causal(n, |_, _| 0.0), uneven(n)),
+            ]
+        })
+        .collect();
+    for (name, pattern, signal) in &cases {
+        let tokens = signal.dim(0).unwrap();
+        let options = LanczosOptions::default();
+        let rows = spectra(SOURCE, pattern, &[0], signal, &every_run(), &options).unwrap();
+        assert_eq!(rows.len(), 2 * every_run().len());
+        for row in &rows {
+            let what = format!("{name}, {row:?}");
+            let (n, controlled) = (row.n_nodes, row.preset == Preset::Controlled);
+            assert_eq!((row.n_tokens, n), (tokens, tokens - usize::from(controlled)), "{what}");
+            let isolated = if *name == "nothing" { n } else { 0 };
+            assert_eq!(row.isolated_nodes, isolated, "{what}");
+            for (column, value) in row.measures() {
+                assert!(value.is_none_or(f64::is_finite), "{column}: {what}");
+                assert_eq!(value.is_none(), row.null_reason(column).is_some(), "{column}: {what}");
+            }
+            let null = |column: &str, expected: bool, reason: Null| {
+                let reason = expected.then_some(NullReason::Undefined(reason));
+                let got = row.null_reason(column).filter(|got| *got != NullReason::NeedsDense);
+                assert_eq!(got, reason, "{column}: {what}");
+            };
+            null("fiedler", n < 2, Null::TooFewNodes);
+            null("lambda_max", n < 1, Null::TooFewNodes);
+            // Isolated nodes have eigenvalue 1 under the normalized Laplacians.
+            let edges = n > 1 && *name != "self only" && *name != "nothing";
+            let unit = *name == "nothing" && row.laplacian != Laplacian::Combinatorial;
+            let spectrum = n > 0 && (edges || unit);
+            if n > 1 {
+                null("connectivity_ratio", !spectrum, Null::ZeroSpectrum);
+            }
+            let weightless = *name == "nothing" && row.laplacian == Laplacian::RandomWalk;
+            // A single row is its own mean.
+            let flat = *name == "one repeated token" || n < 2;
+            let silent = *name == "zero signal" || weightless || controlled && flat;
+            null("rayleigh", silent, Null::ZeroSignal);
+            if !silent && n > 0 {
+                null("smoothness", !spectrum, Null::ZeroSpectrum);
+            }
+            if row.exactness == Exactness::Dense {
+                null("hfer", silent, Null::ZeroSignal);
+                null("heat_5", silent, Null::ZeroSignal);
+                null("spectral_entropy", silent, Null::ZeroSignal);
+                if !silent {
+                    null("spectral_entropy_normalized", n < 2, Null::TooFewNodes);
+                }
+                null("eigenvalue_entropy", !spectrum, Null::ZeroSpectrum);
+                let flat = n > 2 && !edges;
+                let reason = if flat { Null::ZeroSpacings } else { Null::TooFewNodes };
+                null("spacing_ratio", n < 3 || flat, reason);
+                assert_eq!(row.modes_retained, Some(n), "{what}");
+            }
+            let zero_rows = match *name {
+                "zero signal" => n,
+                _ if controlled && flat => n,
+                _ => 0,
+            };
+            assert_eq!(row.zero_rows, zero_rows, "{what}");
         }
     }
 }

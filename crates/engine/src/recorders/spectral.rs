@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 pub use analysis::spectral::Prefixes;
-use analysis::spectral::{Exactness, Graphs, Preset, Run, SpectralSink, Storage};
+use analysis::spectral::{Exactness, Graphs, Laplacian, Preset, Run, SpectralSink, Storage};
 use hooks::{ModelInfo, Selection};
 use serde_json::{Value, json};
 
@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 pub struct SpectralOptions {
     /// What is done to graph and signal; each preset has its rows, once.
     pub presets: BTreeSet<Preset>,
-    /// Dense spectra for every graph, not under the preset `paper` alone.
+    /// Laplacians, each with its rows under every preset; without any, each preset's own.
+    pub laplacians: BTreeSet<Laplacian>,
+    /// Dense spectra for every graph, under the preset `controlled`, too.
     pub exact: bool,
     /// Layers.
     pub layers: Selection,
@@ -45,6 +47,7 @@ impl SpectralOptions {
     pub(crate) fn describe(&self) -> Value {
         json!({
             "presets": self.presets.iter().map(|preset| preset.name()).collect::<Vec<_>>(),
+            "laplacians": self.laplacians.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
             "exact": self.exact,
             "layers": self.layers.to_string(),
             "heads": self.heads.to_string(),
@@ -73,32 +76,39 @@ impl SpectralOptions {
         }
     }
 
-    /// Bytes of one layer's patterns (4 T² for each head), graphs (2 T²) and Gram matrices
-    /// (8 T² for each preset).
+    /// Bytes of one layer's patterns (4 T² for each head), graphs (2 T² each) and Gram
+    /// matrices (8 T² for each preset).
     pub(crate) fn stored_bytes(&self, info: &ModelInfo, tokens: usize) -> u64 {
         if self.presets.is_empty() {
             return 0;
         }
         let heads = info.layers.iter().map(|layer| layer.n_heads).max().unwrap_or(0) as u64;
-        let of_run = |run: Run| 8 + if run.graphs.has_heads() { 2 * (heads + 1) } else { 2 };
-        let each: u64 = self.presets.iter().map(|preset| of_run(Run::from(*preset))).sum();
-        let tokens = tokens as u64;
-        tokens.saturating_mul(tokens).saturating_mul(4 * heads + each)
+        let graphs: u64 =
+            self.runs().map(|run| if run.graphs.has_heads() { heads + 1 } else { 1 }).sum();
+        let (tokens, presets) = (tokens as u64, self.presets.len() as u64);
+        tokens.saturating_mul(tokens).saturating_mul(4 * heads + 2 * graphs + 8 * presets)
+    }
+
+    /// What is measured, if every graph is stored.
+    fn runs(&self) -> impl Iterator<Item = Run> {
+        self.presets.iter().flat_map(|&preset| {
+            let run = Run::from(preset);
+            let run = if self.exact { Run { exactness: Exactness::Dense, ..run } } else { run };
+            let own = self.laplacians.is_empty().then_some(run);
+            let chosen = self.laplacians.iter().map(move |&laplacian| Run { laplacian, ..run });
+            chosen.chain(own)
+        })
     }
 
     /// The sink that measures it, on prompts of up to so many tokens.
     pub(crate) fn sink(&self, info: &ModelInfo, longest: usize) -> SpectralSink {
         let storage = self.storage(info, longest);
-        let run = |preset: &Preset| {
-            let run = Run::from(*preset);
-            let run = if self.exact { Run { exactness: Exactness::Dense, ..run } } else { run };
-            match (storage, &self.heads) {
-                (Storage::Recomputed, Selection::All) => Run { graphs: Graphs::HeadMean, ..run },
-                _ => run,
-            }
-        };
+        let runs = self.runs().map(|run| match (storage, &self.heads) {
+            (Storage::Recomputed, Selection::All) => Run { graphs: Graphs::HeadMean, ..run },
+            _ => run,
+        });
         SpectralSink::new(analysis::spectral::SpectralOptions {
-            runs: self.presets.iter().map(run).collect(),
+            runs: runs.collect(),
             layers: self.layers.clone(),
             heads: self.heads.clone(),
             storage,

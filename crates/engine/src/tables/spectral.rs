@@ -53,10 +53,18 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
         ColumnSpec::optional("spectrum_mean", F64, "", "mean eigenvalue"),
         ColumnSpec::optional("spectrum_variance", F64, "", "variance of the eigenvalues"),
         ColumnSpec::optional(
+            "modes_retained",
+            U32,
+            "",
+            "modes that hfer and the spectral entropy take in: all n, but under library-0.3 the \
+             25 lowest and 25 highest of more than 50; null without a dense spectrum",
+        ),
+        ColumnSpec::optional(
             "hfer",
             F64,
             "",
-            "high-frequency energy ratio, modes from ⌊n/2⌋ of n; null without a dense spectrum",
+            "high-frequency energy ratio, modes from ⌊n/2⌋ of n, under library-0.3 from ⌊0.9·m⌋ \
+             of the m retained; null without a dense spectrum",
         ),
         ColumnSpec::optional(
             "hfer_at_1",
@@ -74,9 +82,14 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
             "spectral_entropy",
             F64,
             "nats",
-            "entropy of the modes' energy shares",
+            "entropy of the retained modes' energy shares",
         ),
-        ColumnSpec::optional("spectral_entropy_normalized", F64, "", "the same over ln n"),
+        ColumnSpec::optional(
+            "spectral_entropy_normalized",
+            F64,
+            "",
+            "the same over the logarithm of their number",
+        ),
         ColumnSpec::optional("eigenvalue_entropy", F64, "nats", "entropy of λ/Σλ"),
         ColumnSpec::optional("eigenvalue_entropy_deficit", F64, "nats", "ln n minus it"),
         ColumnSpec::optional(
@@ -195,6 +208,7 @@ pub(super) fn columns(rows: &[SpectralRow]) -> Vec<(&'static str, Column)> {
         ("fiedler_seeds_agree", Column::from(agree)),
         ("isolated_nodes", u32s(rows, |row| row.isolated_nodes)),
         ("zero_rows", u32s(rows, |row| row.zero_rows)),
+        ("modes_retained", optional_u32s(rows, |row| row.modes_retained)),
         ("spacing_zero_pairs", optional_u32s(rows, |row| row.spacing_zero_pairs)),
         ("steps", optional_u32s(rows, |row| row.steps)),
         ("converged", Column::from(converged)),
