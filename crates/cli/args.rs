@@ -57,6 +57,7 @@ Examples:
 Examples:
   eigenlens spectral --model tiny-mixtral --prompt '3 + 4 = 7' --out runs/one
   eigenlens spectral --model model.gguf --prompts texts.jsonl --preset controlled,paper --out runs/both
+  eigenlens spectral --model model.gguf --prompts texts.jsonl --prefix-step 32 --out runs/curves
   eigenlens spectral --model model.gguf --chat --date 2026-11-23 --prompts talks.jsonl --out runs/talks
 
 Presets:
@@ -248,6 +249,25 @@ pub struct SpectralArgs {
     /// The hidden score of every layer: mean log eigenvalue of the hidden states' Gram matrix.
     #[arg(long)]
     pub hidden_score: bool,
+    /// How graphs are held: in memory, or made anew from queries and keys at every product.
+    #[arg(long, value_enum, default_value_t = Graph::Auto)]
+    pub graph: Graph,
+    /// Measure the first N tokens of each prompt, too, for these N: rows in the table `prefixes`.
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "prefix_step")]
+    pub prefixes: Vec<std::num::NonZeroUsize>,
+    /// The same for every multiple of N.
+    #[arg(long, value_name = "N")]
+    pub prefix_step: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Graph {
+    /// Stored where one layer's patterns, graphs and Gram matrices of the longest prompt take up to 4 GiB.
+    Auto,
+    /// Stored: fast; memory grows with the square of the length.
+    Stored,
+    /// Made anew: memory grows with the length alone. The mean over heads, and heads that --heads names.
+    Recomputed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -15,8 +15,9 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, CheckOptions, Fault, Form, Item, Job, Laplacian, ModelChoice, PromptSource,
-    Special, SpectralOptions, StoredType, Tokenization, WeightDtype, Written,
+    CaptureOptions, CheckOptions, Fault, Form, GraphChoice, Item, Job, Laplacian, ModelChoice,
+    Prefixes, PromptSource, Special, SpectralOptions, StoredType, Tokenization, WeightDtype,
+    Written,
 };
 use serde::Serialize;
 
@@ -123,6 +124,16 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                 hidden_score: spectral.hidden_score,
                 layers: spectral.run.layers.clone(),
                 heads: spectral.heads.clone(),
+                graph: match spectral.graph {
+                    args::Graph::Auto => GraphChoice::Auto,
+                    args::Graph::Stored => GraphChoice::Stored,
+                    args::Graph::Recomputed => GraphChoice::Recomputed,
+                },
+                prefixes: match (spectral.prefix_step, spectral.prefixes.as_slice()) {
+                    (Some(step), _) => Prefixes::Every(step.get()),
+                    (None, []) => Prefixes::None,
+                    (None, lengths) => Prefixes::Lengths(lengths.iter().map(|t| t.get()).collect()),
+                },
             };
             run(shared, Job { spectral: Some(options), ..job(&spectral.run) })
         }

@@ -92,6 +92,11 @@ impl SpectralSink {
         }
     }
 
+    /// What it was made to compute.
+    pub fn options(&self) -> &SpectralOptions {
+        &self.options
+    }
+
     /// The rows found since the last call: layer by layer, prompt by prompt.
     pub fn take(&mut self) -> SpectralRows {
         std::mem::take(&mut self.rows)
