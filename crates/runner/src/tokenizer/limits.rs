@@ -45,6 +45,8 @@ enum Fault {
     Charsmap { problem: &'static str },
     #[error("its template repeats the text {times} times, expected at most once")]
     Template { times: usize },
+    #[error("its template adds up to {tokens} tokens to a text, expected at most {MAX_VALUES}")]
+    TemplateTokens { tokens: usize },
     #[error(
         "words of up to {found} characters are searched for pieces, expected at most {MAX_WORD}"
     )]
@@ -115,24 +117,43 @@ pub(super) fn check_growth(json: &[u8]) -> tokenizers::Result<usize> {
     Ok(normalizer.saturating_mul(growth(&parts.pre_tokenizer, add_cuts)?))
 }
 
-/// Refuses templates that hold the text more than once: in a sequence of them the
-/// copies would be copied again.
+/// Refuses templates that hold the text more than once (in a sequence of them the
+/// copies would be copied again), and those whose many pieces are each many tokens.
 fn check_templates(part: &Value) -> Result<(), Fault> {
     match part {
         Value::Array(items) => items.iter().try_for_each(check_templates),
         Value::Object(members) => {
-            let times = match members.get("single") {
-                Some(Value::Array(pieces)) => pieces.iter().filter(|piece| is_text(piece)).count(),
-                Some(Value::String(pieces)) => pieces.matches('$').count(),
-                _ => 0,
+            let (times, pieces) = match members.get("single") {
+                Some(Value::Array(pieces)) => {
+                    (pieces.iter().filter(|piece| is_text(piece)).count(), pieces.len())
+                }
+                Some(Value::String(pieces)) => {
+                    (pieces.matches('$').count(), pieces.split_whitespace().count())
+                }
+                _ => (0, 0),
             };
             if times > 1 {
                 return Err(Fault::Template { times });
+            }
+            let tokens = pieces.saturating_mul(most_ids(members.get("special_tokens")));
+            if tokens > MAX_VALUES {
+                return Err(Fault::TemplateTokens { tokens });
             }
             members.values().try_for_each(check_templates)
         }
         _ => Ok(()),
     }
+}
+
+/// The most ids that one of a template's special tokens stands for.
+fn most_ids(special: Option<&Value>) -> usize {
+    let ids = |token: &Value| token.get("ids").and_then(Value::as_array).map_or(0, Vec::len);
+    match special {
+        Some(Value::Object(tokens)) => tokens.values().map(ids).max(),
+        Some(Value::Array(tokens)) => tokens.iter().map(ids).max(),
+        _ => None,
+    }
+    .unwrap_or(0)
 }
 
 fn is_text(piece: &Value) -> bool {
@@ -513,5 +534,11 @@ mod tests {
         assert!(check(r#"[{"Sequence": {"id": "A"}}, {"Sequence": {"id": "A"}}]"#).is_err());
         assert!(check(r#"["$A", "$0"]"#).is_err());
         assert!(check(r#""$A $A""#).is_err());
+        let with_ids = |ids: usize| {
+            let ids = vec!["0"; ids].join(",");
+            let pieces = r#""$A <s> <s> <s>""#;
+            check(&format!(r#"{pieces}, "special_tokens": {{"<s>": {{"ids": [{ids}]}}}}"#)).is_ok()
+        };
+        assert!(with_ids(1) && with_ids(2000) && !with_ids(3000));
     }
 }
