@@ -124,6 +124,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
             heads: Selection::All,
         }),
         routing: Some(Selection::All),
+        labels: None,
         out: out.to_owned(),
         command,
     };

@@ -329,7 +329,7 @@ fn finding(own: &Tested, controls: &Controls) -> Finding {
 pub enum Unfit {
     /// Too few groups of a label.
     #[error(
-        "{negatives} independent texts with the one label and {positives} with the other; a verdict needs {least} of each"
+        "{negatives} independent texts with one label and {positives} with the other; a verdict needs {least} of each"
     )]
     TooFew {
         /// Groups with a negative text.
@@ -355,6 +355,23 @@ pub enum Unfit {
         /// The value.
         value: f64,
     },
+}
+
+/// Checks that there are enough groups of both labels, and not too many texts, before
+/// anything is measured.
+///
+/// # Errors
+///
+/// [`Unfit::TooFew`], [`Unfit::TooMany`].
+pub fn check(labels: &[bool], groups: &[usize]) -> Result<(), Unfit> {
+    if labels.len() > MOST_TEXTS {
+        return Err(Unfit::TooMany { texts: labels.len(), most: MOST_TEXTS });
+    }
+    let [negatives, positives] = Groups::new(labels, groups).of_each_label();
+    if negatives.min(positives) < LEAST_GROUPS {
+        return Err(Unfit::TooFew { negatives, positives, least: LEAST_GROUPS });
+    }
+    Ok(())
 }
 
 /// Texts whose metrics can be judged.
@@ -425,9 +442,6 @@ impl Study {
     ///
     /// [`Unfit`].
     pub fn new(texts: &[Text]) -> Result<Self, Unfit> {
-        if texts.len() > MOST_TEXTS {
-            return Err(Unfit::TooMany { texts: texts.len(), most: MOST_TEXTS });
-        }
         let unknown = |t: &&(usize, f64)| !t.1.is_finite();
         let numbered: Vec<(usize, f64)> =
             texts.iter().map(|t| t.mean_log_probability).enumerate().collect();
@@ -436,11 +450,8 @@ impl Study {
         }
         let labels: Vec<bool> = texts.iter().map(|text| text.positive).collect();
         let group_of: Vec<usize> = texts.iter().map(|text| text.group).collect();
+        check(&labels, &group_of)?;
         let groups = Groups::new(&labels, &group_of);
-        let [negatives, positives] = groups.of_each_label();
-        if negatives.min(positives) < LEAST_GROUPS {
-            return Err(Unfit::TooFew { negatives, positives, least: LEAST_GROUPS });
-        }
         let resamples = groups.bootstrap(RESAMPLES, BOOTSTRAP_SEED);
         let tokens: Vec<usize> = texts.iter().map(|text| text.tokens).collect();
         let log_probabilities: Vec<f64> = texts.iter().map(|t| t.mean_log_probability).collect();

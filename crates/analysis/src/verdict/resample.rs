@@ -44,11 +44,6 @@ impl Groups {
         [negative + both, positive + both]
     }
 
-    /// All groups.
-    pub(super) fn len(&self) -> usize {
-        self.strata.iter().map(Vec::len).sum()
-    }
-
     /// The fold of each text whose group has one of the `wanted` texts; `None` for others.
     pub(super) fn folds(
         &self,
@@ -187,7 +182,7 @@ mod tests {
         labels.extend((0..21).map(|i| i < 10));
         groups.extend(100..121);
         let found = Groups::new(&labels, &groups);
-        assert_eq!((found.len(), found.of_each_label()), (51, [41, 40]));
+        assert_eq!(found.of_each_label(), [41, 40]);
         let folds = found.folds(5, 3, |_| true);
         for pair in folds[..60].chunks(2) {
             assert_eq!(pair[0], pair[1]);
