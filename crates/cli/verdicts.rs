@@ -37,10 +37,12 @@ fn nested(nested: Option<&NestedNumbers>) -> String {
     )
 }
 
-/// What is left of a metric: after regression, and among like texts.
-fn left(control: &ControlNumbers) -> String {
+/// What a confounder alone tells; below it, what is left of the metric after
+/// regression, and among like texts.
+fn control(control: &ControlNumbers) -> String {
     let like = control.matched.map_or("–".to_owned(), |m| digits(m.tested.estimate.auroc));
-    format!("{} {like}", digits(control.residual.estimate.auroc))
+    let left = digits(control.residual.estimate.auroc);
+    format!("{}\n{left}, {like}", digits(control.alone.auroc))
 }
 
 /// Judged cells, those that say most first.
@@ -59,32 +61,32 @@ fn ranked(verdicts: &Verdicts) -> Vec<(&CellVerdict, &Judged)> {
     ranked
 }
 
-/// What a cell is called; its Laplacian only where the preset has several.
-fn name(verdicts: &Verdicts, cell: &CellVerdict) -> String {
+/// A cell's preset, with its Laplacian where the preset has several.
+fn preset(verdicts: &Verdicts, cell: &CellVerdict) -> String {
     let other = |c: &CellVerdict| c.preset == cell.preset && c.laplacian != cell.laplacian;
-    let laplacian = match &cell.laplacian {
-        Some(laplacian) if verdicts.cells.iter().any(other) => format!(" {laplacian}"),
-        _ => String::new(),
-    };
-    format!("{} {}{laplacian}", cell.metric.replace('_', " "), cell.preset)
+    match &cell.laplacian {
+        Some(laplacian) if verdicts.cells.iter().any(other) => {
+            format!("{}, {laplacian}", cell.preset)
+        }
+        _ => cell.preset.clone(),
+    }
 }
 
 fn cells(verdicts: &Verdicts, out: &mut dyn Write) -> Result<()> {
     let ranked = ranked(verdicts);
     let groups = ranked.iter().any(|(_, judged)| judged.within.is_some());
-    let mut head = vec!["metric, preset", "layer", "AUROC [95 %]", "Holm p", "d"];
-    head.extend(groups.then_some("in groups"));
-    head.extend(["length alone: left", "log-prob. alone: left", "verdict"]);
-    let control =
-        |control: &ControlNumbers| format!("{}: {}", digits(control.alone.auroc), left(control));
+    let mut head = vec!["layer", "metric\npreset", "AUROC\n[95 %]", "Holm p\nCohen's d"];
+    head.extend(groups.then_some("within\ngroups"));
+    head.extend(["length\nleft, alike", "log-prob.\nleft, alike", "verdict"]);
     let rows = ranked.iter().take(CELLS).map(|(cell, judged)| {
         let within = judged.within.map_or("–".to_owned(), |w| digits(w.tested.estimate.auroc));
+        let Estimate { auroc, low, high } = judged.own.estimate;
+        let d = judged.cohens_d.map_or("–".to_owned(), digits);
         let mut row = vec![
-            name(verdicts, cell),
             cell.layer.to_string(),
-            estimate(&judged.own.estimate),
-            number(Some(judged.own.holm_p)),
-            judged.cohens_d.map_or("–".to_owned(), digits),
+            format!("{}\n{}", cell.metric.replace('_', " "), preset(verdicts, cell)),
+            format!("{}\n{}", digits(auroc), interval(low, high).trim()),
+            format!("{}\n{d}", number(Some(judged.own.holm_p))),
         ];
         row.extend(groups.then_some(within));
         row.extend([control(&judged.length), control(&judged.log_probability)]);
@@ -94,7 +96,8 @@ fn cells(verdicts: &Verdicts, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "{}", table(&head, rows))?;
     writeln!(
         out,
-        "left: AUROC after regression, then among texts alike in it; – where too few are alike"
+        "length, log-prob.: their own AUROC; below it what is left of the metric's when they are\n\
+         regressed out, and among texts alike in them (– too few are)"
     )
 }
 
