@@ -240,7 +240,7 @@ mod tests {
 
     fn prompts(fields: impl IntoIterator<Item = Vec<Field>>) -> Vec<WithFields> {
         let prompt = |(i, fields): (usize, Vec<Field>)| {
-            (Prompt { id: i.to_string(), content: Content::Text("a b".into()) }, fields)
+            (Prompt::new(i.to_string(), Content::Text("a b".into())), fields)
         };
         fields.into_iter().enumerate().map(prompt).collect()
     }

@@ -25,7 +25,7 @@ mod tables;
 mod tokens;
 mod verdicts;
 
-pub use analysis::spectral::Preset;
+pub use analysis::spectral::{Laplacian, Preset};
 pub use candle_core::Device;
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};
@@ -41,7 +41,7 @@ pub use models::{
 pub use progress::{Progress, Silent};
 pub use prompts::{Content, Prompt, PromptSource};
 pub use recorders::capture::CaptureOptions;
-pub use recorders::spectral::SpectralOptions;
+pub use recorders::spectral::{GraphChoice, MAX_STORED, Prefixes, SpectralOptions};
 pub use run::{Outcome, run};
 pub use runner::{Date, Message, Special, WeightDtype, Written};
 pub use scores::{Score, Scores, score};

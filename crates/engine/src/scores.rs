@@ -3,19 +3,25 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use analysis::spectral::{Exactness, Preset};
+use analysis::spectral::{Exactness, Laplacian, Preset};
 use analysis::verdict::Threshold;
 use hooks::Selection;
 use runner::Fingerprint;
 use serde::Serialize;
 
 use crate::job::Job;
-use crate::recorders::spectral::SpectralOptions;
+use crate::recorders::spectral::{GraphChoice, Prefixes, SpectralOptions};
 use crate::run::{Outcome, run};
 use crate::summary::Tables;
 use crate::tables::{prompts, verdicts};
 use crate::verdicts::{SavedThreshold, column, differences, direction, measured, read};
 use crate::{Error, Progress, Result};
+
+/// Every Laplacian.
+const LAPLACIANS: [Laplacian; 3] =
+    [Laplacian::Combinatorial, Laplacian::SymmetricNormalized, Laplacian::RandomWalk];
+/// The metric that is measured only where it is asked for.
+const HIDDEN_SCORE: &str = "hidden_score";
 
 /// New texts and what a threshold calls them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -85,29 +91,36 @@ pub fn score(job: Job, from: &Path, progress: &mut dyn Progress) -> Result<Score
 /// What must be measured for a threshold.
 fn options(threshold: &SavedThreshold) -> Result<SpectralOptions> {
     let layer = threshold.layer as usize;
-    let mut presets = BTreeSet::new();
+    let (mut presets, mut laplacians) = (BTreeSet::new(), BTreeSet::new());
     if let Some(laplacian) = &threshold.laplacian {
-        let known = Preset::ALL.into_iter().find(|preset| preset.name() == threshold.preset);
-        let Some(preset) = known else {
-            let known = Preset::ALL.map(Preset::name).join(", ");
-            return Err(Error::ThresholdDiffers {
-                differences: vec![format!("preset was {}, there are {known}", threshold.preset)],
-            });
-        };
-        let here = preset.laplacian().name();
-        if here != laplacian {
-            return Err(Error::ThresholdDiffers {
-                differences: vec![format!("the Laplacian was {laplacian}, is {here}")],
-            });
-        }
-        presets.insert(preset);
+        presets.insert(named("preset", &threshold.preset, &Preset::ALL, Preset::name)?);
+        laplacians.insert(named("Laplacian", laplacian, &LAPLACIANS, Laplacian::name)?);
     }
     Ok(SpectralOptions {
         presets,
+        laplacians,
         exact: threshold.solver.as_deref() == Some(Exactness::Dense.name()),
+        hidden_score: threshold.metric == HIDDEN_SCORE,
         layers: Selection::Only(vec![(layer, layer)]),
         // The mean over heads is what counts; rows of single heads cannot be none.
         heads: Selection::Only(vec![(0, 0)]),
+        graph: GraphChoice::Auto,
+        prefixes: Prefixes::None,
+    })
+}
+
+/// The choice of this name.
+fn named<C: Copy>(
+    what: &str,
+    name: &str,
+    known: &[C],
+    name_of: fn(C) -> &'static str,
+) -> Result<C> {
+    known.iter().copied().find(|choice| name_of(*choice) == name).ok_or_else(|| {
+        let known: Vec<&str> = known.iter().map(|choice| name_of(*choice)).collect();
+        Error::ThresholdDiffers {
+            differences: vec![format!("{what} was {name}, there are {}", known.join(", "))],
+        }
     })
 }
 

@@ -4,6 +4,7 @@
 //! analysis's rows.
 
 pub mod labels;
+pub mod prefixes;
 pub mod prompts;
 pub mod routing;
 pub mod spectral;

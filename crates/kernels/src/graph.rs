@@ -9,6 +9,8 @@
 //! what lets an eigenvalue of the stored graph be certified far below the
 //! precision of its weights.
 
+mod parts;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -17,8 +19,8 @@ use crate::{Error, Result};
 
 const OP: &str = "attention graph";
 
-/// Columns of a tile, and rows of a block.
-pub(crate) const LANES: usize = 8;
+/// Columns of a tile, rows of a block, and columns of a product of many vectors.
+pub const LANES: usize = 8;
 /// Rows of a tile: what a product keeps in registers.
 const ROWS: usize = 4;
 const TILE_LEN: usize = ROWS * LANES;
@@ -230,13 +232,7 @@ impl SymmetricGraph {
             fill(Reads::Both)?;
         }
 
-        let mut graph = Self { n_nodes, tiles, degrees: Vec::new() };
-        let ones = vec![1.0; graph.n_padded()];
-        let mut degrees = vec![0.0; graph.n_padded()];
-        graph.product(&ones, &mut degrees);
-        degrees[n_nodes..].fill(0.0);
-        graph.degrees = degrees;
-        Ok(graph)
+        Ok(Self::with_degrees(n_nodes, tiles))
     }
 
     /// Number of nodes.

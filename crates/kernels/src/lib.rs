@@ -28,9 +28,11 @@ pub mod reference;
 pub mod rotary;
 pub mod router;
 
+pub mod adjacency;
 pub mod eigh;
 pub mod graph;
 pub mod heat;
+pub mod hidden_score;
 pub mod lanczos;
 pub mod laplacian;
 pub mod quadrature;

@@ -37,7 +37,7 @@ const MAX_DEPTH: usize = 32;
 /// Most bytes that describe a file.
 const MAX_FOOTER: u64 = 64 << 20;
 
-/// Reads the columns `text` and `id`, and those that are named.
+/// Reads the columns `text`, `response` and `id`, and those that are named.
 pub(super) fn read(file: File, path: &Path, names: &[&str]) -> Result<Vec<WithFields>> {
     // The library asserts some of what damaged files break.
     catch_unwind(AssertUnwindSafe(|| read_columns(file, path, names))).unwrap_or_else(|panic| {
@@ -63,8 +63,8 @@ fn read_columns(mut file: File, path: &Path, wanted: &[&str]) -> Result<Vec<With
     let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
     let place = |name: &str| names.iter().position(|other| other == name);
     let text = place("text").ok_or_else(column_missing)?;
-    let named = wanted.iter().filter_map(|name| place(name));
-    let roots: Vec<usize> = std::iter::once(text).chain(place("id")).chain(named).collect();
+    let known = ["id", "response"].into_iter().chain(wanted.iter().copied());
+    let roots: Vec<usize> = std::iter::once(text).chain(known.filter_map(place)).collect();
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
 
     let mut largest = 1;
@@ -88,6 +88,10 @@ fn read_columns(mut file: File, path: &Path, wanted: &[&str]) -> Result<Vec<With
         let ids = batch.column_by_name("id").map(|ids| strings(ids, true));
         let fields: Vec<Column> =
             wanted.iter().map(|name| Column::new(batch.column_by_name(name))).collect();
+        let responses = batch
+            .column_by_name("response")
+            .map(|responses| strings(responses, false).ok_or_else(column_missing));
+        let responses = responses.transpose()?;
         for row in 0..batch.num_rows() {
             let id = match &ids {
                 Some(ids) => {
@@ -97,13 +101,14 @@ fn read_columns(mut file: File, path: &Path, wanted: &[&str]) -> Result<Vec<With
             };
             let text = at(&text, row).ok_or_else(column_missing)?;
             let fields: Vec<Field> = fields.iter().map(|column| column.at(row)).collect();
-            bytes += (id.len() + text.len()) as u64;
             bytes += fields.iter().map(|field| field.len() as u64).sum::<u64>();
+            let response = responses.as_ref().and_then(|responses| at(responses, row));
+            bytes += (id.len() + text.len() + response.as_ref().map_or(0, String::len)) as u64;
             if bytes > MAX_FILE_BYTES {
                 let (path, limit) = (path.to_owned(), MAX_FILE_BYTES);
                 return Err(Error::PromptFileSize { path, bytes, limit });
             }
-            prompts.push((Prompt { id, content: Content::Text(text) }, fields));
+            prompts.push((Prompt { id, content: Content::Text(text), response }, fields));
             if prompts.len() > MAX_PROMPTS {
                 return Err(Error::TooManyPrompts { limit: MAX_PROMPTS });
             }
