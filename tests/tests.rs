@@ -11,3 +11,4 @@ mod crash;
 mod hub;
 mod models;
 mod readers;
+mod verdicts;

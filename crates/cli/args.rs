@@ -59,6 +59,8 @@ Examples:
   eigenlens spectral --model model.gguf --prompts texts.jsonl --preset controlled,paper --out runs/both
   eigenlens spectral --model model.gguf --prompts texts.jsonl --prefix-step 32 --out runs/curves
   eigenlens spectral --model model.gguf --chat --date 2026-11-23 --prompts talks.jsonl --out runs/talks
+  eigenlens spectral --model model.gguf --prompts proofs.jsonl --labels valid --groups proof --out runs/proofs
+  eigenlens spectral --model model.gguf --prompts new.jsonl --score-only runs/proofs --out runs/new
 
 Presets:
   controlled  symmetric-normalized Laplacian; first token dropped; signal centred and scaled to unit rows
@@ -258,6 +260,27 @@ pub struct SpectralArgs {
     /// The same for every multiple of N.
     #[arg(long, value_name = "N")]
     pub prefix_step: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    pub verdicts: VerdictArgs,
+}
+
+/// What verdicts are about.
+#[derive(Args)]
+pub struct VerdictArgs {
+    /// Judge whether metrics tell the two values of this field apart (a field of .jsonl lines, a
+    /// column of .parquet files), beside what length and log-probability tell.
+    #[arg(long, value_name = "FIELD")]
+    pub labels: Option<String>,
+    /// The value that counts as 1 [default: the second in sorted order].
+    #[arg(long, value_name = "VALUE", requires = "labels")]
+    pub positive: Option<String>,
+    /// Texts with the same value of this field belong together, such as a proof and its corrupted
+    /// copy: they share folds and resamples.
+    #[arg(long, value_name = "FIELD", requires = "labels")]
+    pub groups: Option<String>,
+    /// Apply the threshold that a run with --labels saved, and measure nothing else.
+    #[arg(long, value_name = "RUN|FILE", conflicts_with_all = ["labels", "preset", "laplacian", "exact", "hidden_score", "layers", "heads", "graph", "prefixes", "prefix_step"])]
+    pub score_only: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

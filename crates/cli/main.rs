@@ -5,6 +5,7 @@
 mod args;
 mod print;
 mod progress;
+mod verdicts;
 
 use std::io::Write;
 use std::path::Path;
@@ -15,9 +16,9 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, CheckOptions, Fault, Form, GraphChoice, Item, Job, Laplacian, ModelChoice,
-    Prefixes, PromptSource, Special, SpectralOptions, StoredType, Tokenization, WeightDtype,
-    Written,
+    CaptureOptions, CheckOptions, Fault, Form, GraphChoice, Item, Job, LabelOptions, Laplacian,
+    ModelChoice, Prefixes, PromptSource, Special, SpectralOptions, StoredType, Tokenization,
+    WeightDtype, Written,
 };
 use serde::Serialize;
 
@@ -101,6 +102,10 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
             run(shared, Job { capture: Some(options), ..job(&capture.run) })
         }
         Command::Spectral(spectral) => {
+            if let Some(from) = &spectral.verdicts.score_only {
+                let mut meter = Meter::new(shared.quiet);
+                return emit(shared, &engine::score(job(&spectral.run), from, &mut meter)?);
+            }
             let options = SpectralOptions {
                 presets: spectral
                     .preset
@@ -135,7 +140,12 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     (None, lengths) => Prefixes::Lengths(lengths.iter().map(|t| t.get()).collect()),
                 },
             };
-            run(shared, Job { spectral: Some(options), ..job(&spectral.run) })
+            let labels = spectral.verdicts.labels.as_ref().map(|field| LabelOptions {
+                field: field.clone(),
+                groups: spectral.verdicts.groups.clone(),
+                positive: spectral.verdicts.positive.clone(),
+            });
+            run(shared, Job { spectral: Some(options), labels, ..job(&spectral.run) })
         }
         Command::Routing(routing) => {
             run(shared, Job { routing: Some(routing.run.layers.clone()), ..job(&routing.run) })
@@ -195,9 +205,29 @@ fn special(no_bos: bool) -> Special {
     if no_bos { Special::Omit } else { Special::Add }
 }
 
+/// A run with labels, judged.
+#[derive(Serialize)]
+struct Judgement {
+    #[serde(flatten)]
+    outcome: engine::Outcome,
+    verdicts: engine::Verdicts,
+}
+
+impl Print for Judgement {
+    fn print(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        self.verdicts.print(out)?;
+        writeln!(out)?;
+        self.outcome.print(out)
+    }
+}
+
 fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
     let outcome = engine::run(&job, &mut Meter::new(shared.quiet))?;
-    emit(shared, &engine::Report::of(outcome)?)
+    let Some(labels) = &job.labels else {
+        return emit(shared, &engine::Report::of(outcome)?);
+    };
+    let verdicts = engine::judge(&job.out, labels.positive.as_deref())?;
+    emit(shared, &Judgement { outcome, verdicts })
 }
 
 /// A job that measures nothing yet.
@@ -229,6 +259,7 @@ fn job(args: &RunArgs) -> Job {
         capture: None,
         spectral: None,
         routing: None,
+        labels: None,
         out: args.out.clone(),
         command: words(),
     }

@@ -22,7 +22,7 @@ const WIDTH: u16 = 100;
 const CELL: usize = 40;
 
 /// A table with text columns on the left and numbers on the right.
-fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
     if !table.is_tty() {
@@ -80,7 +80,7 @@ fn bands(
 }
 
 /// Four significant digits, or a dash where there is no value.
-fn number(value: Option<f64>) -> String {
+pub fn number(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
         Some(0.) => "0".to_owned(),
@@ -92,7 +92,7 @@ fn number(value: Option<f64>) -> String {
     }
 }
 
-fn shorten(text: &str) -> String {
+pub fn shorten(text: &str) -> String {
     let one_line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match one_line.char_indices().nth(CELL) {
         None => one_line,
@@ -280,6 +280,7 @@ impl Print for Shown {
             Shown::Contents(contents) => contents.print(out),
             Shown::Rows(rows) => rows.print(out),
             Shown::Tensor(tensor) => tensor.print(out),
+            Shown::Verdicts(verdicts) => verdicts.print(out),
         }
     }
 }
@@ -298,6 +299,9 @@ impl Print for Contents {
             vec![t.info.name.clone(), t.rows.to_string(), columns.join(", ")]
         });
         writeln!(out, "{}", table(&["table", "rows", "columns after prompt"], rows))?;
+        if self.verdicts {
+            writeln!(out, "verdicts: see `eigenlens show RUN verdicts`")?;
+        }
         if self.n_tensors > 0 {
             writeln!(out, "{} tensors:", self.n_tensors)?;
             for key in &self.tensors {

@@ -127,6 +127,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
             prefixes: Prefixes::None,
         }),
         routing: Some(Selection::All),
+        labels: None,
         out: out.to_owned(),
         command,
     };

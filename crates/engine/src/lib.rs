@@ -12,15 +12,18 @@ mod doctor;
 mod error;
 pub mod human;
 mod job;
+mod labels;
 mod models;
 mod progress;
 pub mod prompts;
 mod recorders;
 mod run;
+mod scores;
 mod show;
 mod summary;
 mod tables;
 mod tokens;
+mod verdicts;
 
 pub use analysis::spectral::{Laplacian, Preset};
 pub use candle_core::Device;
@@ -30,6 +33,7 @@ pub use doctor::{Doctor, doctor, set_threads};
 pub use error::{Error, Fault, Result};
 pub use hooks::{Positions, Selection};
 pub use job::{Job, ModelChoice};
+pub use labels::LabelOptions;
 pub use models::{
     ChatTemplate, Explained, Families, HookShape, Memory, MemoryUse, Sizes, StoredWeights, Windows,
     explain, families,
@@ -40,7 +44,12 @@ pub use recorders::capture::CaptureOptions;
 pub use recorders::spectral::{GraphChoice, MAX_STORED, Prefixes, SpectralOptions};
 pub use run::{Outcome, run};
 pub use runner::{Date, Message, Special, WeightDtype, Written};
+pub use scores::{Score, Scores, score};
 pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};
 pub use store::StoredType;
 pub use summary::{Report, RoutingSummary, SpectralSummary};
 pub use tokens::{Form, Tokenization};
+pub use verdicts::{
+    CellVerdict, ControlNumbers, Estimate, Judged, LabelNames, MatchedNumbers, NestedNumbers, Rule,
+    SavedThreshold, TestedNumbers, Verdicts, WithinNumbers, judge,
+};
