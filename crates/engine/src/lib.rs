@@ -42,5 +42,5 @@ pub use run::{Outcome, run};
 pub use runner::{Date, Message, Special, WeightDtype, Written};
 pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};
 pub use store::StoredType;
-pub use summary::{Report, RoutingSummary, SpectralSummary};
+pub use summary::{PrefixSummary, Report, RoutingSummary, SpectralSummary};
 pub use tokens::{Form, Tokenization};
