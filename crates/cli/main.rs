@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a program has no public items")]
 
 mod args;
+mod curves;
 mod print;
 mod progress;
 mod verdicts;

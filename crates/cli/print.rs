@@ -9,6 +9,8 @@ use engine::{
 };
 use serde_json::Value;
 
+use crate::curves::prefixes;
+
 /// A result that can be shown to a person.
 pub trait Print {
     fn print(&self, out: &mut dyn Write) -> Result<()>;
@@ -46,7 +48,7 @@ pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Tabl
 
 /// Tables of some of the columns each, as many as fit; every one begins with the
 /// columns that name a row.
-fn bands(
+pub fn bands(
     head: &[&str],
     rows: &[Vec<String>],
     is_key: impl Fn(&str) -> bool,
@@ -148,6 +150,7 @@ impl Print for Outcome {
 impl Print for Report {
     fn print(&self, out: &mut dyn Write) -> Result<()> {
         spectral(&self.spectral, out)?;
+        prefixes(&self.prefixes, out)?;
         routing(&self.routing, out)?;
         self.outcome.print(out)
     }

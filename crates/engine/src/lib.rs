@@ -47,7 +47,7 @@ pub use runner::{Date, Message, Special, WeightDtype, Written};
 pub use scores::{Score, Scores, score};
 pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};
 pub use store::StoredType;
-pub use summary::{Report, RoutingSummary, SpectralSummary};
+pub use summary::{PrefixSummary, Report, RoutingSummary, SpectralSummary};
 pub use tokens::{Form, Tokenization};
 pub use verdicts::{
     CellVerdict, ControlNumbers, Estimate, Judged, LabelNames, MatchedNumbers, NestedNumbers, Rule,

@@ -121,3 +121,36 @@ impl SpectralOptions {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_graphs_are_not_stored() {
+        let info = ModelInfo::example();
+        let auto = SpectralOptions {
+            presets: [Preset::Controlled, Preset::Paper].into(),
+            laplacians: BTreeSet::new(),
+            exact: false,
+            layers: Selection::All,
+            heads: Selection::All,
+            graph: GraphChoice::Auto,
+            prefixes: Prefixes::None,
+        };
+        // Four heads; their graphs and twice the mean's; two signals.
+        let each = 4 * 4 + 2 * (5 + 1) + 8 * 2;
+        assert_eq!(auto.stored_bytes(&info, 1000), 1_000_000 * each);
+        let most = (MAX_STORED as f64 / each as f64).sqrt() as usize;
+        assert_eq!(auto.storage(&info, most), Storage::Stored);
+        assert_eq!(auto.storage(&info, most + 1), Storage::Recomputed);
+        let stored = SpectralOptions { graph: GraphChoice::Stored, ..auto.clone() };
+        assert_eq!(stored.storage(&info, 1 << 20), Storage::Stored);
+        // Whatever the length, the mean alone, unless heads are named.
+        let only = SpectralOptions { graph: GraphChoice::Recomputed, ..auto };
+        let sink = only.sink(&info, 8);
+        assert!(sink.options().runs.iter().all(|run| run.graphs == Graphs::HeadMean));
+        let named = SpectralOptions { heads: Selection::Only(vec![(1, 1)]), ..only };
+        assert!(named.sink(&info, 8).options().runs.iter().any(|run| run.graphs.has_heads()));
+    }
+}
