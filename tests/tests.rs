@@ -12,3 +12,4 @@ mod hub;
 mod kept;
 mod models;
 mod readers;
+mod verdicts;

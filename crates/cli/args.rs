@@ -59,7 +59,10 @@ Examples:
   eigenlens spectral --model model.gguf --prompts texts.jsonl --preset controlled,paper --out runs/both
   eigenlens spectral --model model.gguf --prompts texts.jsonl --quadrature --out runs/probed
   eigenlens spectral --model model.gguf --prompts texts.jsonl --exact --keep eigenvalues,fiedler-vectors --out runs/dense
+  eigenlens spectral --model model.gguf --prompts texts.jsonl --prefix-step 32 --out runs/curves
   eigenlens spectral --model model.gguf --chat --date 2026-11-23 --prompts talks.jsonl --out runs/talks
+  eigenlens spectral --model model.gguf --prompts proofs.jsonl --labels valid --groups proof --out runs/proofs
+  eigenlens spectral --model model.gguf --prompts new.jsonl --score-only runs/proofs --out runs/new
 
 Presets:
   controlled  symmetric-normalized Laplacian; first token dropped; signal centred and scaled to unit rows
@@ -272,6 +275,46 @@ pub struct SpectralArgs {
     /// solver is dense, and the vector of the Fiedler value.
     #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
     pub keep: Vec<Kept>,
+    /// How graphs are held: in memory, or made anew from queries and keys at every product.
+    #[arg(long, value_enum, default_value_t = Graph::Auto)]
+    pub graph: Graph,
+    /// Measure the first N tokens of each prompt, too, for these N: rows in the table `prefixes`.
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "prefix_step")]
+    pub prefixes: Vec<std::num::NonZeroUsize>,
+    /// The same for every multiple of N.
+    #[arg(long, value_name = "N")]
+    pub prefix_step: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    pub verdicts: VerdictArgs,
+}
+
+/// What verdicts are about.
+#[derive(Args)]
+pub struct VerdictArgs {
+    /// Judge whether metrics tell the two values of this field apart (a field of .jsonl lines, a
+    /// column of .parquet files), beside what length and log-probability tell.
+    #[arg(long, value_name = "FIELD")]
+    pub labels: Option<String>,
+    /// The value that counts as 1 [default: the second in sorted order].
+    #[arg(long, value_name = "VALUE", requires = "labels")]
+    pub positive: Option<String>,
+    /// Texts with the same value of this field belong together, such as a proof and its corrupted
+    /// copy: they share folds and resamples.
+    #[arg(long, value_name = "FIELD", requires = "labels")]
+    pub groups: Option<String>,
+    /// Apply the threshold that a run with --labels saved, and measure nothing else.
+    #[arg(long, value_name = "RUN|FILE", conflicts_with_all = ["labels", "preset", "laplacian", "exact", "hidden_score", "layers", "heads", "graph", "prefixes", "prefix_step", "quadrature", "keep"])]
+    pub score_only: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Graph {
+    /// Stored where one layer's patterns, graphs and Gram matrices of the longest prompt take up to 4 GiB.
+    Auto,
+    /// Stored: fast; memory grows with the square of the length.
+    Stored,
+    /// Made anew: memory grows with the length alone. The mean over heads, and heads that --heads names.
+    Recomputed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

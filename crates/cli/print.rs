@@ -10,6 +10,8 @@ use engine::{
 };
 use serde_json::Value;
 
+use crate::curves::prefixes;
+
 /// A result that can be shown to a person.
 pub trait Print {
     fn print(&self, out: &mut dyn Write) -> Result<()>;
@@ -23,7 +25,7 @@ const WIDTH: u16 = 100;
 const CELL: usize = 40;
 
 /// A table with text columns on the left and numbers on the right.
-fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
     if !table.is_tty() {
@@ -47,7 +49,7 @@ fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
 
 /// Tables of some of the columns each, as many as fit; every one begins with the
 /// columns that name a row.
-fn bands(
+pub fn bands(
     head: &[&str],
     rows: &[Vec<String>],
     is_key: impl Fn(&str) -> bool,
@@ -81,7 +83,7 @@ fn bands(
 }
 
 /// Four significant digits, or a dash where there is no value.
-fn number(value: Option<f64>) -> String {
+pub fn number(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
         Some(0.) => "0".to_owned(),
@@ -93,7 +95,7 @@ fn number(value: Option<f64>) -> String {
     }
 }
 
-fn shorten(text: &str) -> String {
+pub fn shorten(text: &str) -> String {
     let one_line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match one_line.char_indices().nth(CELL) {
         None => one_line,
@@ -149,6 +151,7 @@ impl Print for Outcome {
 impl Print for Report {
     fn print(&self, out: &mut dyn Write) -> Result<()> {
         spectral(&self.spectral, out)?;
+        prefixes(&self.prefixes, out)?;
         routing(&self.routing, out)?;
         self.outcome.print(out)
     }
@@ -281,6 +284,7 @@ impl Print for Shown {
             Shown::Contents(contents) => contents.print(out),
             Shown::Rows(rows) => rows.print(out),
             Shown::Tensor(tensor) => tensor.print(out),
+            Shown::Verdicts(verdicts) => verdicts.print(out),
         }
     }
 }
@@ -299,6 +303,9 @@ impl Print for Contents {
             vec![t.info.name.clone(), t.rows.to_string(), columns.join(", ")]
         });
         writeln!(out, "{}", table(&["table", "rows", "columns after prompt"], rows))?;
+        if self.verdicts {
+            writeln!(out, "verdicts: see `eigenlens show RUN verdicts`")?;
+        }
         if self.n_tensors > 0 {
             writeln!(out, "{} tensors:", self.n_tensors)?;
             for key in &self.tensors {

@@ -13,7 +13,7 @@ use store::StoredType;
 use crate::job::{Job, ModelChoice};
 use crate::prompts::{Content, Prompt, PromptSource};
 use crate::recorders::capture::CaptureOptions;
-use crate::recorders::spectral::SpectralOptions;
+use crate::recorders::spectral::{GraphChoice, Prefixes, SpectralOptions};
 use crate::run::run;
 use crate::summary::{Report, Tables};
 use crate::tables::{prompts, spectral};
@@ -123,9 +123,12 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
             hidden_score: false,
             layers: Selection::All,
             heads: Selection::All,
+            graph: GraphChoice::Auto,
+            prefixes: Prefixes::None,
             keep: Keep::default(),
         }),
         routing: Some(Selection::All),
+        labels: None,
         out: out.to_owned(),
         command,
     };

@@ -170,6 +170,20 @@ pub enum Error {
     /// No prompt at all.
     #[error("there are no prompts; give at least one")]
     NoPrompts,
+    /// A prefix that is not the beginning of a prompt.
+    #[error(
+        "prompt `{id}` has {tokens} tokens, and this model's rotary frequencies change above {switch}: its beginning is not that of a prompt of {prefix}; choose prefixes above {switch}, or --max-tokens {switch}"
+    )]
+    PrefixSwitch {
+        /// The prompt's id.
+        id: String,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of the prefix.
+        prefix: usize,
+        /// The most tokens with the usual frequencies.
+        switch: usize,
+    },
     /// More prompts than a run takes.
     #[error("there are more than {limit} prompts; split them over several runs")]
     TooManyPrompts {
@@ -399,6 +413,110 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A prompt without a field that was asked for.
+    #[error(
+        "prompt `{id}` has no `{field}`; labels and groups are fields of .jsonl lines or columns of .parquet files, one for every prompt"
+    )]
+    LabelMissing {
+        /// The prompt.
+        id: String,
+        /// The field.
+        field: String,
+    },
+    /// A field that is not one value.
+    #[error(
+        "prompt `{id}`: `{field}` is a list or an object; expected a text, a number or a truth value"
+    )]
+    LabelKind {
+        /// The prompt.
+        id: String,
+        /// The field.
+        field: String,
+    },
+    /// Other than two labels.
+    #[error(
+        "prompt `{id}` has the {field} `{value}`, beside {}; verdicts are about two labels",
+        quoted(known)
+    )]
+    LabelThird {
+        /// The first prompt with a third label.
+        id: String,
+        /// The field.
+        field: String,
+        /// Its label.
+        value: String,
+        /// The two labels before it.
+        known: [String; 2],
+    },
+    /// One label.
+    #[error("every prompt has the {field} `{value}`; verdicts are about two labels")]
+    LabelSingle {
+        /// The field.
+        field: String,
+        /// The label.
+        value: String,
+    },
+    /// A label that was to count as positive and is none.
+    #[error("no prompt has the {field} `{positive}`; it is one of {}", quoted(known))]
+    LabelPositive {
+        /// The field.
+        field: String,
+        /// What was asked for.
+        positive: String,
+        /// The labels.
+        known: [String; 2],
+    },
+    /// A labelled text in which no token is predicted.
+    #[error(
+        "prompt `{id}` has one token, and so no log-probability to hold a verdict against; remove it"
+    )]
+    LabelledShort {
+        /// The prompt.
+        id: String,
+    },
+    /// Texts that cannot be judged.
+    #[error(transparent)]
+    Unfit(analysis::verdict::Unfit),
+    /// Verdicts or thresholds that cannot be read.
+    #[error("{} holds no verdicts: {}; give a run folder of `spectral --labels`, or its verdicts.json", path.display(), brief(source))]
+    VerdictFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Verdicts in a later version's form.
+    #[error("{} has form {found}, this version reads form {supported}; judge the run again", path.display())]
+    VerdictVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its form.
+        found: u64,
+        /// The form that is read.
+        supported: u64,
+    },
+    /// Verdicts without a threshold.
+    #[error("{} holds no threshold: no metric had a value for every text", path.display())]
+    NoThreshold {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A threshold of a metric that is measured otherwise here.
+    #[error("the threshold was set otherwise than texts are measured here: {}", differences.join("; "))]
+    ThresholdDiffers {
+        /// Each difference: what, there and here.
+        differences: Vec<String>,
+    },
+    /// A text without the metric that a threshold is about.
+    #[error("prompt `{id}` has no {metric}: {reason}")]
+    Unscored {
+        /// The prompt.
+        id: String,
+        /// The metric.
+        metric: String,
+        /// Why, as far as the table says.
+        reason: String,
+    },
     /// The prompts that come with the program cannot be read.
     #[error("the built-in derivations cannot be read: {0}")]
     BuiltInPrompts(serde_json::Error),
@@ -417,6 +535,17 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+fn quoted(values: &[String; 2]) -> String {
+    let [a, b] = values.each_ref().map(|value| first(std::slice::from_ref(value)));
+    format!("`{a}` and `{b}`")
+}
+
+impl From<analysis::verdict::Unfit> for Error {
+    fn from(error: analysis::verdict::Unfit) -> Self {
+        Self::Unfit(error)
+    }
 }
 
 impl From<runner::Error> for Error {

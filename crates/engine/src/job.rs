@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use analysis::routing::RoutingSink;
 use candle_core::Device;
-use hooks::Selection;
+use hooks::{ModelInfo, Selection};
 use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype, Written};
 use serde_json::{Value, json};
 
+use crate::labels::{LabelOptions, LastResidual, ResidualSlot};
 use crate::prompts::PromptSource;
 use crate::recorders::Recorder;
 use crate::recorders::capture::{Capture, CaptureOptions, WriterSlot};
@@ -46,6 +47,8 @@ pub struct Job {
     pub spectral: Option<SpectralOptions>,
     /// Layers whose routing is measured.
     pub routing: Option<Selection>,
+    /// Labels that verdicts are to be about.
+    pub labels: Option<LabelOptions>,
     /// The run folder.
     pub out: PathBuf,
     /// The command line, for the run folder's readers.
@@ -54,16 +57,27 @@ pub struct Job {
 
 impl Job {
     /// The recorders of what is measured. Each kind has its line here.
-    pub(crate) fn recorders(&self, writer: &WriterSlot) -> Vec<Box<dyn Recorder>> {
+    ///
+    /// The longest prompt has so many tokens.
+    pub(crate) fn recorders(
+        &self,
+        writer: &WriterSlot,
+        residual: &ResidualSlot,
+        info: &ModelInfo,
+        longest: usize,
+    ) -> Vec<Box<dyn Recorder>> {
         let mut recorders: Vec<Box<dyn Recorder>> = Vec::new();
         if let Some(options) = &self.capture {
             recorders.push(Box::new(Capture::new(options.clone(), writer.clone())));
         }
         if let Some(options) = &self.spectral {
-            recorders.push(Box::new(options.sink()));
+            recorders.push(Box::new(options.sink(info, longest)));
         }
         if let Some(layers) = &self.routing {
             recorders.push(Box::new(RoutingSink::new(layers.clone())));
+        }
+        if self.labels.is_some() {
+            recorders.push(Box::new(LastResidual::new(residual.clone())));
         }
         recorders
     }
@@ -84,6 +98,7 @@ impl Job {
         fingerprint: &Fingerprint,
         origin: Option<&Origin>,
         inputs: &str,
+        labels: Option<Value>,
     ) -> Value {
         let capture = self.capture.as_ref().map(|options| {
             let mut hooks = options.hooks.clone();
@@ -110,7 +125,7 @@ impl Job {
             Form::AsGiven => None,
             Form::Chat { date } => Some(json!({ "date": date.map(|date| date.to_string()) })),
         };
-        json!({
+        let mut description = json!({
             "model": model,
             "device": format!("{:?}", self.model.device.location()).to_lowercase(),
             "dtype": match self.model.dtype {
@@ -128,6 +143,11 @@ impl Job {
             "capture": capture,
             "spectral": self.spectral.as_ref().map(SpectralOptions::describe),
             "routing": self.routing.as_ref().map(|layers| json!({ "layers": layers.to_string() })),
-        })
+        });
+        // A run without labels is described as it was before there were any.
+        if let Some(labels) = labels {
+            description["labels"] = labels;
+        }
+        description
     }
 }

@@ -13,15 +13,18 @@ mod error;
 mod functional;
 pub mod human;
 mod job;
+mod labels;
 mod models;
 mod progress;
 pub mod prompts;
 mod recorders;
 mod run;
+mod scores;
 mod show;
 mod summary;
 mod tables;
 mod tokens;
+mod verdicts;
 
 pub use analysis::spectral::{Graphs, Keep, Laplacian, Part, Preset, Probing, QuadratureOptions};
 pub use candle_core::Device;
@@ -35,6 +38,7 @@ pub use functional::{
 };
 pub use hooks::{Positions, Selection};
 pub use job::{Job, ModelChoice};
+pub use labels::LabelOptions;
 pub use models::{
     ChatTemplate, Explained, Families, HookShape, Memory, MemoryUse, Sizes, StoredWeights, Windows,
     explain, families,
@@ -42,10 +46,15 @@ pub use models::{
 pub use progress::{Progress, Silent};
 pub use prompts::{Content, Prompt, PromptSource};
 pub use recorders::capture::CaptureOptions;
-pub use recorders::spectral::SpectralOptions;
+pub use recorders::spectral::{GraphChoice, MAX_STORED, Prefixes, SpectralOptions};
 pub use run::{Outcome, run};
 pub use runner::{Date, Message, Special, WeightDtype, Written};
+pub use scores::{Score, Scores, score};
 pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};
 pub use store::StoredType;
-pub use summary::{Report, RoutingSummary, SpectralSummary};
+pub use summary::{PrefixSummary, Report, RoutingSummary, SpectralSummary};
 pub use tokens::{Form, Tokenization};
+pub use verdicts::{
+    CellVerdict, ControlNumbers, Estimate, Judged, LabelNames, MatchedNumbers, NestedNumbers, Rule,
+    SavedThreshold, TestedNumbers, Verdicts, WithinNumbers, judge,
+};

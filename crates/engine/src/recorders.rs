@@ -4,7 +4,7 @@ pub(crate) mod capture;
 pub(crate) mod spectral;
 
 use analysis::routing::RoutingSink;
-use analysis::spectral::SpectralSink;
+use analysis::spectral::{Prefixes, SpectralSink};
 use hooks::ActivationSink;
 use store::{PromptWriter, TableSchema};
 
@@ -24,8 +24,9 @@ pub(crate) trait Recorder: ActivationSink {
 impl Recorder for SpectralSink {
     fn tables(&self) -> Vec<TableSchema> {
         use tables::spectral::{ATTENTION, ATTENTION_LAYERS, SPECTRAL};
-        let keep = &self.options().keep;
+        let (keep, prefixes) = (&self.options().keep, &self.options().prefixes);
         let mut all = vec![SPECTRAL, ATTENTION, ATTENTION_LAYERS];
+        all.extend((*prefixes != Prefixes::None).then_some(tables::prefixes::PREFIXES));
         all.extend(keep.quadrature.map(|_| tables::quadrature::QUADRATURE));
         all.extend(keep.parts.iter().map(|part| tables::eigen::table(*part)));
         all
@@ -38,7 +39,7 @@ impl Recorder for SpectralSink {
         if self.options().keep.quadrature.is_some() {
             tables::quadrature::write(&rows.spectral, writer)?;
         }
-        Ok(())
+        tables::prefixes::write(&rows.prefixes, writer)
     }
 }
 

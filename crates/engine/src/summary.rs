@@ -3,6 +3,8 @@
 //! Summaries are made from the run folder and not from memory, so that a run that
 //! was stopped and gone on with is summed up like any other.
 
+mod prefixes;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,7 +15,10 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use serde::Serialize;
 use store::{Reader, TableSchema};
 
+pub use prefixes::PrefixSummary;
+
 use crate::run::Outcome;
+use crate::tables::prefixes::PREFIXES;
 use crate::tables::{routing, spectral};
 use crate::{Error, Result};
 
@@ -25,6 +30,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// Head-mean graphs, by preset and layer; empty if none were measured.
     pub spectral: Vec<SpectralSummary>,
+    /// The same for prefixes of the prompts; empty if none were measured.
+    pub prefixes: Vec<PrefixSummary>,
     /// Routing, by layer over all prompts; empty if none was measured.
     pub routing: Vec<RoutingSummary>,
 }
@@ -75,7 +82,8 @@ impl Report {
         let has = |table: &TableSchema| outcome.tables.contains_key(table.name);
         let spectral = if has(&spectral::SPECTRAL) { summarise_spectral(&tables)? } else { vec![] };
         let routing = if has(&routing::ROUTING) { summarise_routing(&tables)? } else { vec![] };
-        Ok(Self { outcome, spectral, routing })
+        let prefixes = if has(&PREFIXES) { prefixes::summarise(&tables)? } else { vec![] };
+        Ok(Self { outcome, spectral, prefixes, routing })
     }
 }
 

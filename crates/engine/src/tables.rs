@@ -4,10 +4,13 @@
 //! analysis's rows.
 
 pub mod eigen;
+pub mod labels;
+pub mod prefixes;
 pub mod prompts;
 pub mod quadrature;
 pub mod routing;
 pub mod spectral;
+pub mod verdicts;
 
 use store::Column;
 

@@ -298,12 +298,12 @@ fn info(n_heads: usize) -> ModelInfo {
         n_kv_heads: 1,
         d_head: 2,
         window: None,
+        scale: 1.0,
+        soft_cap: None,
         mlp: MlpInfo::Dense { d_mlp: 8 },
         parallel_residual: false,
         pre_norms: true,
         rotary: true,
-        scale: 1.0,
-        soft_cap: None,
     };
     ModelInfo { layers: vec![layer; 2], d_model: 6, ..ModelInfo::example() }
 }

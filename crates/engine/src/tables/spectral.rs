@@ -220,6 +220,11 @@ pub(crate) fn write(rows: &SpectralRows, writer: &mut PromptWriter) -> Result<()
 }
 
 fn write_spectral(rows: &[SpectralRow], writer: &mut PromptWriter) -> Result<()> {
+    if rows.is_empty() { Ok(()) } else { Ok(writer.rows(SPECTRAL.name, columns(rows))?) }
+}
+
+/// The columns of [`SPECTRAL`].
+pub(super) fn columns(rows: &[SpectralRow]) -> Vec<(&'static str, Column)> {
     let text = |value: fn(&SpectralRow) -> &'static str| {
         Column::from(rows.iter().map(value).collect::<Vec<&str>>())
     };
@@ -249,7 +254,7 @@ fn write_spectral(rows: &[SpectralRow], writer: &mut PromptWriter) -> Result<()>
             columns.push((name, optional_f64s(rows, |row| row.measures()[index].1)));
         }
     }
-    if rows.is_empty() { Ok(()) } else { Ok(writer.rows(SPECTRAL.name, columns)?) }
+    columns
 }
 
 /// `hfer, spectral_entropy: needs the dense solver; …`.
