@@ -17,13 +17,14 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, CheckOptions, Fault, Form, GraphChoice, Item, Job, LabelOptions, Laplacian,
-    ModelChoice, Prefixes, PromptSource, Special, SpectralOptions, StoredType, Tokenization,
+    Arguments, CaptureOptions, CheckOptions, Fault, Form, FunctionalKind, FunctionalValues,
+    GraphChoice, Graphs, Item, Job, Keep, LabelOptions, Laplacian, ModelChoice, Of, Part, Prefixes,
+    Probing, PromptSource, QuadratureOptions, Special, SpectralOptions, StoredType, Tokenization,
     WeightDtype, Written,
 };
 use serde::Serialize;
 
-use args::{CheckArgs, Cli, Command, ModelsArgs, RunArgs, Shared};
+use args::{CheckArgs, Cli, Command, ModelsArgs, RunArgs, Shared, ShowArgs, SpectralArgs};
 use print::Print;
 use progress::Meter;
 
@@ -140,6 +141,7 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     (None, []) => Prefixes::None,
                     (None, lengths) => Prefixes::Lengths(lengths.iter().map(|t| t.get()).collect()),
                 },
+                keep: keep(spectral),
             };
             let labels = spectral.verdicts.labels.as_ref().map(|field| LabelOptions {
                 field: field.clone(),
@@ -152,6 +154,9 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
             run(shared, Job { routing: Some(routing.run.layers.clone()), ..job(&routing.run) })
         }
         Command::Show(show) => {
+            if let Some(functional) = show.functional {
+                return emit(shared, &functional_of(show, functional)?);
+            }
             let item =
                 Item { name: show.item.clone(), prompt: show.prompt.clone(), limit: show.rows };
             emit(shared, &engine::show(&show.run, &item)?)
@@ -159,6 +164,42 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
         Command::Models(models) => look_at(shared, models),
         Command::Doctor => emit(shared, &engine::doctor()),
     }
+}
+
+fn keep(args: &SpectralArgs) -> Keep {
+    let part = |part: &args::Kept| match part {
+        args::Kept::Eigenvalues => Part::Eigenvalues,
+        args::Kept::FiedlerVectors => Part::FiedlerVector,
+    };
+    let probing = |probed| {
+        let default = QuadratureOptions::default();
+        Probing {
+            graphs: match probed {
+                args::Probed::Mean => Graphs::HeadMean,
+                args::Probed::Heads => Graphs::HeadsAndMean,
+            },
+            options: QuadratureOptions {
+                n_probes: args.probes.unwrap_or(default.n_probes),
+                steps: args.probe_steps.unwrap_or(default.steps),
+                ..default
+            },
+        }
+    };
+    Keep { parts: args.keep.iter().map(part).collect(), quadrature: args.quadrature.map(probing) }
+}
+
+fn functional_of(args: &ShowArgs, name: args::Functional) -> engine::Result<FunctionalValues> {
+    let kind = match name {
+        args::Functional::Density => FunctionalKind::Density,
+        args::Functional::EigenvalueEntropy => FunctionalKind::EigenvalueEntropy,
+        args::Functional::PartitionFunction => FunctionalKind::PartitionFunction,
+        args::Functional::FreeEnergy => FunctionalKind::FreeEnergy,
+        args::Functional::HeatCapacity => FunctionalKind::HeatCapacity,
+        args::Functional::FormFactor => FunctionalKind::FormFactor,
+    };
+    let &ShowArgs { beta, tau, width, grid, .. } = args;
+    let of = Of { prompt: args.prompt.clone(), heads: args.heads.clone() };
+    engine::functional(&args.run, kind, &Arguments { beta, tau, width, grid }, &of)
 }
 
 /// Lists families, explains a model or checks it.

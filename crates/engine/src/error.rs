@@ -335,6 +335,76 @@ pub enum Error {
         /// The column.
         column: &'static str,
     },
+    /// A run folder keeps no quadratures.
+    #[error(
+        "{} keeps no quadratures, from which functionals of the spectra come; make a run with `eigenlens spectral --quadrature`",
+        run.display()
+    )]
+    NoQuadrature {
+        /// The run folder.
+        run: PathBuf,
+    },
+    /// Probes of a graph that are not its probes.
+    #[error(
+        "{}: table `quadrature`, prompt `{prompt}`, layer {layer}: the probes of a graph are not numbered from 0, or disagree on what they share; the table is damaged",
+        run.display()
+    )]
+    Probes {
+        /// The run folder.
+        run: PathBuf,
+        /// The prompt.
+        prompt: String,
+        /// The layer.
+        layer: u32,
+    },
+    /// Kept coefficients that are those of no graph.
+    #[error("{}: table `quadrature`, prompt `{prompt}`, layer {layer}: {source}", run.display())]
+    Coefficients {
+        /// The run folder.
+        run: PathBuf,
+        /// The prompt.
+        prompt: String,
+        /// The layer.
+        layer: u32,
+        /// What is wrong with them.
+        source: Box<analysis::Error>,
+    },
+    /// A functional without a value for any graph.
+    #[error("no graph has a value of {functional}: {reason}")]
+    NoFunctional {
+        /// The functional.
+        functional: &'static str,
+        /// Why not, for the first of them.
+        reason: String,
+    },
+    /// A number that no functional takes.
+    #[error("--{option} {value} is not taken; expected {expected}")]
+    FunctionalNumber {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: f64,
+        /// What would have been taken.
+        expected: &'static str,
+    },
+    /// An option that a functional does not take.
+    #[error("--{option} means nothing to {functional}; leave it out")]
+    FunctionalOption {
+        /// The functional.
+        functional: &'static str,
+        /// The option.
+        option: &'static str,
+    },
+    /// Points that are no grid.
+    #[error(
+        "`{text}` is not a grid; expected FROM:TO:POINTS, such as 0:2:9, two finite numbers and 1 to {most} points"
+    )]
+    Grid {
+        /// What was given.
+        text: String,
+        /// Most points.
+        most: usize,
+    },
     /// The number of threads could not be set.
     #[error("cannot use {threads} threads: {reason}")]
     Threads {
@@ -527,9 +597,12 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Runner(error) => error.fault(),
-            Self::NotFinite { .. } | Self::NoTokenizer | Self::Read { .. } | Self::NoRun { .. } => {
-                Fault::Model
-            }
+            Self::NotFinite { .. }
+            | Self::NoTokenizer
+            | Self::Read { .. }
+            | Self::NoRun { .. }
+            | Self::Probes { .. }
+            | Self::Coefficients { .. } => Fault::Model,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_))
             | Self::Tensor(_)
             | Self::BuiltInPrompts(_) => Fault::Internal,
@@ -543,8 +616,8 @@ impl Error {
 fn analysis_fault(error: &analysis::Error) -> Fault {
     use analysis::Error as E;
     match error {
-        E::NoMixture { .. } => Fault::Request,
-        E::Captured { .. } | E::Logits { .. } => Fault::Model,
+        E::NoMixture { .. } | E::NoEigenvalues | E::Probing { .. } => Fault::Request,
+        E::Captured { .. } | E::Logits { .. } | E::Coefficients { .. } => Fault::Model,
         _ => Fault::Internal,
     }
 }

@@ -216,8 +216,8 @@ impl ActivationSink for LastResidual {
 }
 
 impl Recorder for LastResidual {
-    fn tables(&self) -> &'static [TableSchema] {
-        &[labels::LABELS]
+    fn tables(&self) -> Vec<TableSchema> {
+        vec![labels::LABELS]
     }
 
     fn end_prompt(&mut self, _: &mut PromptWriter) -> Result<()> {

@@ -10,6 +10,7 @@ mod check;
 mod demo;
 mod doctor;
 mod error;
+mod functional;
 pub mod human;
 mod job;
 mod labels;
@@ -25,12 +26,16 @@ mod tables;
 mod tokens;
 mod verdicts;
 
-pub use analysis::spectral::{Laplacian, Preset};
+pub use analysis::spectral::{Graphs, Keep, Laplacian, Part, Preset, Probing, QuadratureOptions};
 pub use candle_core::Device;
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};
 pub use doctor::{Doctor, doctor, set_threads};
 pub use error::{Error, Fault, Result};
+pub use functional::{
+    Arguments, FunctionalKind, FunctionalMean, FunctionalOfGraph, FunctionalValues, Grid, Measured,
+    Of, functional,
+};
 pub use hooks::{Positions, Selection};
 pub use job::{Job, ModelChoice};
 pub use labels::LabelOptions;

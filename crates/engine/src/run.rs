@@ -249,13 +249,18 @@ fn announce_graphs(
     }
 }
 
-/// Says how many bytes a capture will write, before it starts.
+/// Says how many bytes a run will write beside its rows of diagnostics, before it starts.
 fn announce_size(
     job: &Job,
     info: &ModelInfo,
     lengths: &Lengths,
     progress: &mut dyn Progress,
 ) -> Result<()> {
+    if let Some(options) = &job.spectral
+        && let Some((kept, bytes)) = options.kept(info, &lengths.tokens)?
+    {
+        progress.note(&format!("keeping {kept}: at most {} of tables", human::bytes(bytes)));
+    }
     let Some(options) = &job.capture else {
         return Ok(());
     };
@@ -296,7 +301,7 @@ fn open_run(
     sinks: &mut Fanout<Box<dyn Recorder>>,
 ) -> Result<Run> {
     let mut tables: Vec<TableSchema> = vec![prompts::PROMPTS, prompts::TOKENS];
-    tables.extend(sinks.sinks_mut().flat_map(|sink| sink.tables().iter().copied()));
+    tables.extend(sinks.sinks_mut().flat_map(|sink| sink.tables()));
     let description = store::Job {
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         description: job.describe(

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use analysis::spectral::{Exactness, Laplacian, Preset};
+use analysis::spectral::{Exactness, Keep, Laplacian, Preset};
 use analysis::verdict::Threshold;
 use hooks::Selection;
 use runner::Fingerprint;
@@ -106,6 +106,7 @@ fn options(threshold: &SavedThreshold) -> Result<SpectralOptions> {
         heads: Selection::Only(vec![(0, 0)]),
         graph: GraphChoice::Auto,
         prefixes: Prefixes::None,
+        keep: Keep::default(),
     })
 }
 

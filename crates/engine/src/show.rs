@@ -122,12 +122,7 @@ pub fn show(run: &Path, item: &Item) -> Result<Shown> {
         return Err(Error::NoRun { run: run.to_owned() });
     }
     let reader = Reader::open(run)?;
-    if let Some(prompt) = &item.prompt
-        && !reader.prompts().contains(&prompt.as_str())
-    {
-        let known = reader.prompts().iter().take(8).map(|id| id.to_string()).collect();
-        return Err(not_in_run(run, "prompt", prompt, known));
-    }
+    known_prompt(run, &reader, item.prompt.as_deref())?;
     let Some(name) = &item.name else {
         return Ok(Shown::Contents(contents(run, &reader)?));
     };
@@ -148,6 +143,18 @@ pub fn show(run: &Path, item: &Item) -> Result<Shown> {
             Err(not_in_run(run, "tensor", name, known))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses a prompt that a run does not have, or has not finished.
+pub(crate) fn known_prompt(run: &Path, reader: &Reader, prompt: Option<&str>) -> Result<()> {
+    let prompts = reader.prompts();
+    match prompt {
+        Some(prompt) if !prompts.contains(&prompt) => {
+            let known = prompts.iter().take(8).map(|id| id.to_string()).collect();
+            Err(not_in_run(run, "prompt", prompt, known))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use analysis::spectral::Preset;
-use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{ArrowPrimitiveType, Float64Type, UInt32Type, UInt64Type};
+use arrow_array::{Array, ArrayRef, RecordBatch};
 use serde::Serialize;
 use store::{Reader, TableSchema};
 
@@ -98,6 +98,16 @@ impl<'a> Tables<'a> {
         Ok(Self { path, reader: Reader::open(path)? })
     }
 
+    /// The run folder.
+    pub(crate) fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    /// What the run folder holds.
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
     /// Calls `f` with every batch of rows.
     pub(crate) fn each(
         &self,
@@ -162,6 +172,18 @@ impl Columns<'_> {
 
     pub(crate) fn usizes(&self, column: &'static str) -> Result<Vec<usize>> {
         Ok(self.required::<UInt32Type>(column)?.into_iter().map(|n| n as usize).collect())
+    }
+
+    /// Lists of a column that has one in every row.
+    pub(crate) fn lists(&self, column: &'static str) -> Result<Vec<Vec<f64>>> {
+        let array = self.batch.column_by_name(column).and_then(|c| c.as_list_opt::<i32>());
+        let array = array.ok_or_else(|| self.missing(column))?;
+        let list = |list: Option<ArrayRef>| {
+            let list = list?;
+            let values = list.as_primitive_opt::<Float64Type>()?;
+            (values.null_count() == 0).then(|| values.values().to_vec())
+        };
+        array.iter().map(|l| list(l).ok_or_else(|| self.missing(column))).collect()
     }
 
     /// Several columns read in the same way.

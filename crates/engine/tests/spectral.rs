@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    Content, Device, Error, GraphChoice, Item, Job, Laplacian, ModelChoice, Prefixes, Preset,
+    Content, Device, Error, GraphChoice, Item, Job, Keep, Laplacian, ModelChoice, Prefixes, Preset,
     Prompt, PromptSource, Selection, Shown, Silent, SpectralOptions, Tokenization, WeightDtype,
 };
 use serde_json::Value;
@@ -49,10 +49,12 @@ fn options(presets: &[Preset]) -> SpectralOptions {
         presets: presets.iter().copied().collect(),
         laplacians: Default::default(),
         exact: false,
+        hidden_score: false,
         layers: Selection::All,
         heads: Selection::All,
         graph: GraphChoice::Stored,
         prefixes: Prefixes::None,
+        keep: Keep::default(),
     }
 }
 
@@ -72,14 +74,12 @@ fn rows(
             device: Device::Cpu,
             dtype: WeightDtype::AsStored,
         },
-        prompts: PromptSource::Given(vec![Prompt {
-            id: "one".to_owned(),
-            content: Content::Tokens(tokens),
-        }]),
+        prompts: PromptSource::Given(vec![Prompt::new("one", Content::Tokens(tokens))]),
         tokenization: Tokenization { max_tokens, ..Tokenization::default() },
         capture: None,
         spectral: Some(spectral),
         routing: None,
+        labels: None,
         out: out.to_owned(),
         command: Vec::new(),
     };

@@ -99,7 +99,23 @@ pub fn extremes<G: Adjacency>(
     laplacian: &LaplacianOperator<'_, G>,
     options: &LanczosOptions,
 ) -> Result<Extremes> {
+    extremes_and_vector(laplacian, options, &mut Vec::new())
+}
+
+/// As [`extremes`], leaving in `fiedler` the unit vector that the Fiedler value and
+/// its residual come from, also where the tolerance was not reached; nothing below
+/// two nodes. Its sign is arbitrary, and so is its direction within the eigenspace
+/// of an eigenvalue that occurs more than once.
+///
+/// # Errors
+/// As [`extremes`].
+pub fn extremes_and_vector<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    options: &LanczosOptions,
+    fiedler: &mut Vec<f64>,
+) -> Result<Extremes> {
     const OP: &str = "lanczos";
+    fiedler.clear();
     if options.tolerance.is_nan() || options.tolerance <= 0.0 {
         return Err(Error::range(OP, "tolerance", "above 0", options.tolerance));
     }
@@ -122,15 +138,20 @@ pub fn extremes<G: Adjacency>(
     let tolerance = options.tolerance * laplacian.typical_scale();
     let max_steps = options.max_steps.min(dimension);
     let [first, second] = options.seeds;
-    let ((first, [low, lambda_max]), (second, [other_low])) = if G::TOGETHER {
-        together::run(laplacian, options.seeds, tolerance, max_steps)
-    } else {
-        (
-            Krylov::run(laplacian, first, [End::Smallest, End::Largest], tolerance, max_steps),
-            Krylov::run(laplacian, second, [End::Smallest], tolerance, max_steps),
-        )
-    };
+    let ((first, [(low, vector), (lambda_max, _)]), (second, [(other_low, other_vector)])) =
+        if G::TOGETHER {
+            together::run(laplacian, options.seeds, tolerance, max_steps)
+        } else {
+            (
+                Krylov::run(laplacian, first, [End::Smallest, End::Largest], tolerance, max_steps),
+                Krylov::run(laplacian, second, [End::Smallest], tolerance, max_steps),
+            )
+        };
 
+    if n >= 2 {
+        let best = if other_low.value < low.value { other_vector } else { vector };
+        fiedler.extend_from_slice(&best[..n]);
+    }
     let rounding = n as f64 * f64::EPSILON * lambda_max.value;
     let apart = (low.value - other_low.value).abs();
     let found = Extremes {
@@ -194,7 +215,7 @@ impl Krylov {
         ends: [End; E],
         tolerance: f64,
         max_steps: usize,
-    ) -> (usize, [Certified; E]) {
+    ) -> (usize, [(Certified, Vec<f64>); E]) {
         let mut krylov = Self::start(laplacian, seed, max_steps);
         let mut product = vec![0.0; krylov.n];
         let mut scratch = Vec::new();
@@ -212,7 +233,7 @@ impl Krylov {
             if let Some(coefficients) = krylov.converged(ends, 0.5 * tolerance, stop) {
                 let found =
                     coefficients.map(|c| krylov.certify(laplacian, &c, &mut product, &mut scratch));
-                if stop || found.iter().all(|end| end.residual <= tolerance) {
+                if stop || found.iter().all(|(end, _)| end.residual <= tolerance) {
                     return (step, found);
                 }
             }
@@ -298,14 +319,14 @@ impl Krylov {
         coefficients: &[f64],
         product: &mut [f64],
         scratch: &mut Vec<f64>,
-    ) -> Certified {
+    ) -> (Certified, Vec<f64>) {
         let vector = self.combine(coefficients);
         laplacian.product(&vector, product, scratch);
         let value = dot(&vector, product);
         for (p, v) in product.iter_mut().zip(&vector) {
             *p -= value * v;
         }
-        Certified { value, residual: dot(product, product).sqrt() }
+        (Certified { value, residual: dot(product, product).sqrt() }, vector)
     }
 
     /// The unit vector with the given coefficients, clean of the null vector.

@@ -628,7 +628,7 @@ fn quadratures_that_do_not_exist() {
     for bad in [
         QuadratureOptions { n_probes: 7, ..options },
         QuadratureOptions { n_probes: 1025, ..options },
-        QuadratureOptions { steps: 0, ..options },
+        QuadratureOptions { steps: 1, ..options },
         QuadratureOptions { steps: 1025, ..options },
     ] {
         assert!(Quadrature::run(&operator, &bad).is_err());
