@@ -57,9 +57,9 @@ Examples:
 Examples:
   eigenlens spectral --model tiny-mixtral --prompt '3 + 4 = 7' --out runs/one
   eigenlens spectral --model model.gguf --prompts texts.jsonl --preset controlled,paper --out runs/both
+  eigenlens spectral --model model.gguf --prompts texts.jsonl --prefix-step 32 --out runs/curves
   eigenlens spectral --model model.gguf --prompts texts.jsonl --quadrature --out runs/probed
   eigenlens spectral --model model.gguf --prompts texts.jsonl --exact --keep eigenvalues,fiedler-vectors --out runs/dense
-  eigenlens spectral --model model.gguf --prompts texts.jsonl --prefix-step 32 --out runs/curves
   eigenlens spectral --model model.gguf --chat --date 2026-11-23 --prompts talks.jsonl --out runs/talks
   eigenlens spectral --model model.gguf --prompts proofs.jsonl --labels valid --groups proof --out runs/proofs
   eigenlens spectral --model model.gguf --prompts new.jsonl --score-only runs/proofs --out runs/new
@@ -259,6 +259,15 @@ pub struct SpectralArgs {
     /// The hidden score of every layer: mean log eigenvalue of the hidden states' Gram matrix.
     #[arg(long)]
     pub hidden_score: bool,
+    /// How graphs are held: in memory, or made anew from queries and keys at every product.
+    #[arg(long, value_enum, default_value_t = Graph::Auto)]
+    pub graph: Graph,
+    /// Measure the first N tokens of each prompt, too, for these N: rows in the table `prefixes`.
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "prefix_step")]
+    pub prefixes: Vec<std::num::NonZeroUsize>,
+    /// The same for every multiple of N.
+    #[arg(long, value_name = "N")]
+    pub prefix_step: Option<std::num::NonZeroUsize>,
     /// Send random probes through each layer's mean over heads, or through every head, too, and
     /// keep their coefficients: `eigenlens show RUN --functional` has density of states, heat
     /// capacity and more from them, with error bars. A graph costs as many products as probes
@@ -275,15 +284,6 @@ pub struct SpectralArgs {
     /// solver is dense, and the vector of the Fiedler value.
     #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
     pub keep: Vec<Kept>,
-    /// How graphs are held: in memory, or made anew from queries and keys at every product.
-    #[arg(long, value_enum, default_value_t = Graph::Auto)]
-    pub graph: Graph,
-    /// Measure the first N tokens of each prompt, too, for these N: rows in the table `prefixes`.
-    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "prefix_step")]
-    pub prefixes: Vec<std::num::NonZeroUsize>,
-    /// The same for every multiple of N.
-    #[arg(long, value_name = "N")]
-    pub prefix_step: Option<std::num::NonZeroUsize>,
     #[command(flatten)]
     pub verdicts: VerdictArgs,
 }

@@ -23,23 +23,25 @@ pub(crate) trait Recorder: ActivationSink {
 
 impl Recorder for SpectralSink {
     fn tables(&self) -> Vec<TableSchema> {
+        use tables::prefixes::PREFIXES;
         use tables::spectral::{ATTENTION, ATTENTION_LAYERS, SPECTRAL};
-        let (keep, prefixes) = (&self.options().keep, &self.options().prefixes);
+        let options = self.options();
         let mut all = vec![SPECTRAL, ATTENTION, ATTENTION_LAYERS];
-        all.extend((*prefixes != Prefixes::None).then_some(tables::prefixes::PREFIXES));
-        all.extend(keep.quadrature.map(|_| tables::quadrature::QUADRATURE));
-        all.extend(keep.parts.iter().map(|part| tables::eigen::table(*part)));
+        all.extend((options.prefixes != Prefixes::None).then_some(PREFIXES));
+        all.extend(options.keep.quadrature.map(|_| tables::quadrature::QUADRATURE));
+        all.extend(options.keep.parts.iter().map(|part| tables::eigen::table(*part)));
         all
     }
 
     fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()> {
         let rows = self.take();
         tables::spectral::write(&rows, writer)?;
+        tables::prefixes::write(&rows.prefixes, writer)?;
         tables::eigen::write(&rows.spectral, writer)?;
         if self.options().keep.quadrature.is_some() {
             tables::quadrature::write(&rows.spectral, writer)?;
         }
-        tables::prefixes::write(&rows.prefixes, writer)
+        Ok(())
     }
 }
 

@@ -53,7 +53,7 @@ pub const MAX_STORED: u64 = 4 << 30;
 
 impl SpectralOptions {
     pub(crate) fn describe(&self) -> Value {
-        let mut description = json!({
+        json!({
             "presets": self.presets.iter().map(|preset| preset.name()).collect::<Vec<_>>(),
             "laplacians": self.laplacians.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
             "exact": self.exact,
@@ -70,20 +70,14 @@ impl SpectralOptions {
                 Prefixes::Lengths(lengths) => json!({ "lengths": lengths }),
                 Prefixes::Every(step) => json!({ "every": step }),
             },
-        });
-        // A run that keeps nothing is described as before anything could be kept.
-        if !self.keep.parts.is_empty() {
-            description["keep"] = self.keep.parts.iter().map(|part| part.name()).collect();
-        }
-        if let Some(Probing { graphs, options }) = &self.keep.quadrature {
-            description["quadrature"] = json!({
+            "keep": self.keep.parts.iter().map(|part| part.name()).collect::<Vec<_>>(),
+            "quadrature": self.keep.quadrature.as_ref().map(|Probing { graphs, options }| json!({
                 "heads": graphs.has_heads(),
                 "probes": options.n_probes,
                 "steps": options.steps,
                 "seed": options.seed,
-            });
-        }
-        description
+            })),
+        })
     }
 
     /// What is kept of the spectra of prompts of these lengths, in words, and how many
