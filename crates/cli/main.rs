@@ -188,7 +188,7 @@ fn keep(args: &SpectralArgs) -> Keep {
     Keep { parts: args.keep.iter().map(part).collect(), quadrature: args.quadrature.map(probing) }
 }
 
-fn functional_of(args: &ShowArgs, name: args::Functional) -> engine::Result<FunctionalValues> {
+fn functional_of(args: &ShowArgs, name: args::Functional) -> anyhow::Result<FunctionalValues> {
     let kind = match name {
         args::Functional::Density => FunctionalKind::Density,
         args::Functional::EigenvalueEntropy => FunctionalKind::EigenvalueEntropy,
@@ -199,7 +199,7 @@ fn functional_of(args: &ShowArgs, name: args::Functional) -> engine::Result<Func
     };
     let &ShowArgs { beta, tau, width, grid, .. } = args;
     let of = Of { prompt: args.prompt.clone(), heads: args.heads.clone() };
-    engine::functional(&args.run, kind, &Arguments { beta, tau, width, grid }, &of)
+    Ok(engine::functional(&args.run, kind, &Arguments { beta, tau, width, grid }, &of)?)
 }
 
 /// Lists families, explains a model or checks it.

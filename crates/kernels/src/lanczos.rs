@@ -21,6 +21,8 @@
 
 mod together;
 
+use rayon::prelude::*;
+
 use crate::adjacency::Adjacency;
 use crate::laplacian::LaplacianOperator;
 use crate::random::SplitMix64;
@@ -168,10 +170,21 @@ pub fn extremes_and_vector<G: Adjacency>(
     }
 }
 
-/// Diagonal and couplings of the tridiagonal matrix of a start vector, in the
-/// complement of the null vector: as many steps as asked for, or until the space
+/// Diagonal and couplings of the tridiagonal matrix of each start vector, in the
+/// complement of the null vector: as many steps as asked for, or until its space
 /// is invariant.
-pub(crate) fn recurrence<G: Adjacency>(
+pub(crate) fn recurrences<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    starts: Vec<Vec<f64>>,
+    steps: usize,
+) -> Vec<(Vec<f64>, Vec<f64>)> {
+    if G::TOGETHER {
+        return together::recurrences(laplacian, starts, steps);
+    }
+    starts.into_par_iter().map(|start| recurrence(laplacian, start, steps)).collect()
+}
+
+fn recurrence<G: Adjacency>(
     laplacian: &LaplacianOperator<'_, G>,
     start: Vec<f64>,
     steps: usize,
@@ -183,9 +196,7 @@ pub(crate) fn recurrence<G: Adjacency>(
         laplacian.product(krylov.last(), &mut product, &mut scratch);
         krylov.extend(&mut product);
     }
-    // What couples the last vector to one that was not asked for.
-    krylov.beta.truncate(krylov.alpha.len().saturating_sub(1));
-    (krylov.alpha, krylov.beta)
+    krylov.into_recurrence()
 }
 
 const FIRST_CHECK: usize = 16;
@@ -269,6 +280,12 @@ impl Krylov {
         let norm = orthogonalise(&basis, 0, &mut vector);
         basis.extend(vector.iter().map(|v| v / norm));
         Self { n, basis, n_fixed, alpha: Vec::new(), beta: Vec::new(), norm: 0.0, exhausted: false }
+    }
+
+    fn into_recurrence(mut self) -> (Vec<f64>, Vec<f64>) {
+        // What couples the last vector to one that was not asked for.
+        self.beta.truncate(self.alpha.len().saturating_sub(1));
+        (self.alpha, self.beta)
     }
 
     fn last(&self) -> &[f64] {

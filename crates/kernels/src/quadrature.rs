@@ -21,11 +21,9 @@
 
 use std::ops::RangeInclusive;
 
-use rayon::prelude::*;
-
 use crate::adjacency::Adjacency;
 use crate::heat::Estimate;
-use crate::lanczos::recurrence;
+use crate::lanczos::recurrences;
 use crate::laplacian::LaplacianOperator;
 use crate::random::SplitMix64;
 use crate::signal::Null;
@@ -50,7 +48,8 @@ pub const MAX_EXPONENT: f64 = 1e9;
 pub struct QuadratureOptions {
     /// Number of probes, [`MIN_PROBES`] to 1024.
     pub n_probes: usize,
-    /// Lanczos steps of each, 2 to 1024. Memory is `steps · n · 8` bytes a thread.
+    /// Lanczos steps of each, 2 to 1024. Memory is `steps · n · 8` bytes a thread, or
+    /// for as many probes as a product serves where the graph is not stored.
     pub steps: usize,
     /// Seed of the probes.
     pub seed: u64,
@@ -134,8 +133,8 @@ impl Quadrature {
     ///
     /// # Numerics
     /// `f64`, every new vector orthogonalised against all earlier ones. A probe
-    /// along the null vector, which only a few nodes allow, has a sign turned. Each
-    /// probe runs on one thread: the bits depend on the graph and the options alone.
+    /// along the null vector, which only a few nodes allow, has a sign turned. The
+    /// bits depend on the graph and the options alone.
     /// A probe's length without its component along the null vector varies, and it
     /// is scaled to 1, which biases traces by some `2/n²` of them: far below the
     /// standard error but for a handful of nodes.
@@ -155,7 +154,9 @@ impl Quadrature {
         let recurrences = if dimension == 0 {
             Vec::new()
         } else {
-            seeds.into_par_iter().map(|seed| probe(laplacian, seed, steps.min(dimension))).collect()
+            let probes = seeds.into_iter().map(|seed| probe(laplacian, seed)).collect();
+            let found = recurrences(laplacian, probes, steps.min(dimension)).into_iter();
+            found.map(|(alpha, beta)| Recurrence { alpha, beta }).collect()
         };
         let trace = laplacian.diagonal().iter().sum();
         Self::new(Coefficients { n_nodes, dimension, trace, steps, recurrences })
@@ -475,12 +476,8 @@ fn jackknife(m: usize, statistic: impl Fn(Option<usize>) -> f64) -> Estimate {
     Estimate { value: statistic(None), error: (squares * (m as f64 - 1.0) / m as f64).sqrt() }
 }
 
-/// The recurrence of one probe of random signs.
-fn probe<G: Adjacency>(
-    laplacian: &LaplacianOperator<'_, G>,
-    seed: u64,
-    steps: usize,
-) -> Recurrence {
+/// Random signs, not along the null vector.
+fn probe<G: Adjacency>(laplacian: &LaplacianOperator<'_, G>, seed: u64) -> Vec<f64> {
     let mut random = SplitMix64::new(seed);
     let n = laplacian.n_nodes();
     let mut signs = vec![0.0; laplacian.n_padded()];
@@ -493,8 +490,7 @@ fn probe<G: Adjacency>(
             signs[0] = -signs[0];
         }
     }
-    let (alpha, beta) = recurrence(laplacian, signs, steps);
-    Recurrence { alpha, beta }
+    signs
 }
 
 impl Coefficients {

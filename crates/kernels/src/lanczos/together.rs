@@ -34,6 +34,32 @@ pub(super) fn run<G: Adjacency>(
     (first.finish(), second.finish())
 }
 
+/// The recurrences of several starts, as many at a time as a product serves.
+pub(super) fn recurrences<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    starts: Vec<Vec<f64>>,
+    steps: usize,
+) -> Vec<(Vec<f64>, Vec<f64>)> {
+    let goes_on = |krylov: &Krylov| krylov.alpha.len() < steps && !krylov.exhausted;
+    let mut product = Product::new(laplacian);
+    let mut found = Vec::with_capacity(starts.len());
+    for starts in starts.chunks(LANES) {
+        let space = |start: &Vec<f64>| Krylov::from_vector(laplacian, start.clone(), steps);
+        let mut spaces: Vec<Krylov> = starts.iter().map(space).collect();
+        while spaces.iter().any(goes_on) {
+            let going = spaces.iter().filter(|krylov| goes_on(krylov));
+            product.vectors = going.map(|krylov| krylov.last().to_vec()).collect();
+            let products = product.multiply();
+            let going = spaces.iter_mut().filter(|krylov| goes_on(krylov));
+            for (krylov, mut product) in going.zip(products) {
+                krylov.extend(&mut product);
+            }
+        }
+        found.extend(spaces.into_iter().map(Krylov::into_recurrence));
+    }
+    found
+}
+
 /// Products with a few vectors at once.
 struct Product<'a, 'g, G> {
     laplacian: &'a LaplacianOperator<'g, G>,

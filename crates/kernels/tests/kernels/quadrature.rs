@@ -1,6 +1,8 @@
 //! Quadratures kept and taken up again, and their functionals at extreme arguments.
 
+use kernels::adjacency::Adjacency;
 use kernels::eigh::{eigenvalues, eigh};
+use kernels::graph::{LANES, SymmetricGraph};
 use kernels::heat::Estimate;
 use kernels::lanczos::{LanczosOptions, extremes, extremes_and_vector};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
@@ -188,6 +190,72 @@ fn coefficients_make_the_same_quadrature() {
         let quadrature = Quadrature::run(&operator, &options).unwrap();
         let again = Quadrature::from_coefficients(quadrature.coefficients().clone()).unwrap();
         assert_eq!(again, quadrature, "{n} nodes, {kind}");
+    }
+}
+
+/// A stored graph that claims to multiply many vectors as cheaply as one.
+struct Together(SymmetricGraph);
+
+impl Adjacency for Together {
+    const TOGETHER: bool = true;
+
+    fn n_nodes(&self) -> usize {
+        self.0.n_nodes()
+    }
+
+    fn padded_degrees(&self) -> &[f64] {
+        Adjacency::padded_degrees(&self.0)
+    }
+
+    fn self_loops(&self) -> Vec<f64> {
+        Adjacency::self_loops(&self.0)
+    }
+
+    fn product(&self, x: &[f64], y: &mut [f64]) {
+        Adjacency::product(&self.0, x, y);
+    }
+
+    fn block_product(&self, x: &[[f64; LANES]], y: &mut [[f64; LANES]]) {
+        Adjacency::block_product(&self.0, x, y);
+    }
+
+    fn sum_below_diagonal<F>(&self, term: F) -> f64
+    where
+        F: Fn(usize, usize, [f64; LANES]) -> [f64; LANES] + Sync,
+    {
+        Adjacency::sum_below_diagonal(&self.0, term)
+    }
+}
+
+#[test]
+fn probes_that_go_together_are_the_same_probes() {
+    for n in [1usize, 2, 5, 40, 131] {
+        let graph = || graph_of(&attention_like(&mut Random::new(73), n, 2.0, 2.0), n);
+        let (alone, together) = (graph(), Together(graph()));
+        for kind in [Laplacian::Combinatorial, Laplacian::RandomWalk] {
+            let alone = LaplacianOperator::new(&alone, kind);
+            let together = LaplacianOperator::new(&together, kind);
+            let options = QuadratureOptions { n_probes: 19, steps: 24, seed: 11 };
+            let a = Quadrature::run(&alone, &options).unwrap();
+            let b = Quadrature::run(&together, &options).unwrap();
+            let lengths = |q: &Quadrature| -> Vec<usize> {
+                q.recurrences().iter().map(|r| r.alpha.len()).collect()
+            };
+            assert_eq!(lengths(&a), lengths(&b), "{n} nodes, {kind}");
+            let (a, b) = (a.partition(2.0).unwrap(), b.partition(2.0).unwrap());
+            close(&format!("{n} nodes, {kind}"), b.value, a.value, 1e-9 * a.value);
+            close(&format!("{n} nodes, {kind}: error"), b.error, a.error, 1e-9 * a.value);
+            let (mut first, mut second) = (Vec::new(), Vec::new());
+            let lanczos = LanczosOptions::default();
+            extremes_and_vector(&alone, &lanczos, &mut first).unwrap();
+            let found = extremes_and_vector(&together, &lanczos, &mut second).unwrap();
+            assert_eq!(found, extremes(&together, &lanczos).unwrap());
+            assert_eq!((first.len(), second.len()), if n < 2 { (0, 0) } else { (n, n) });
+            if n >= 2 {
+                let overlap: f64 = first.iter().zip(&second).map(|(u, v)| u * v).sum();
+                close(&format!("{n} nodes, {kind}: vector"), overlap.abs(), 1.0, 1e-6);
+            }
+        }
     }
 }
 
