@@ -154,8 +154,9 @@ pub struct PromptArgs {
     /// A prompt; may be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
-    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id`;
-    /// .jsonl with --chat: `messages`, too), or `-` for standard input.
+    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id` and
+    /// `response`, which follows the text as what a model answered; .jsonl with --chat:
+    /// `messages`, too), or `-` for standard input.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Token ids from a JSON file: a list, or a list of lists. Needs no tokenizer.
@@ -245,6 +246,9 @@ pub struct SpectralArgs {
     /// Dense spectra: HFER and entropies for every graph, under `controlled`, too.
     #[arg(long)]
     pub exact: bool,
+    /// The hidden score of every layer: mean log eigenvalue of the hidden states' Gram matrix.
+    #[arg(long)]
+    pub hidden_score: bool,
     /// How graphs are held: in memory, or made anew from queries and keys at every product.
     #[arg(long, value_enum, default_value_t = Graph::Auto)]
     pub graph: Graph,

@@ -122,6 +122,7 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     })
                     .collect(),
                 exact: spectral.exact,
+                hidden_score: spectral.hidden_score,
                 layers: spectral.run.layers.clone(),
                 heads: spectral.heads.clone(),
                 graph: match spectral.graph {

@@ -99,9 +99,8 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
         .lines()
         .map(|line| serde_json::from_str(line).map_err(Error::BuiltInPrompts))
         .collect::<Result<_>>()?;
-    let texts = derivations
-        .iter()
-        .map(|d| Prompt { id: d.id.clone(), content: Content::Text(d.text.clone()) });
+    let texts =
+        derivations.iter().map(|d| Prompt::new(d.id.clone(), Content::Text(d.text.clone())));
     let job = Job {
         model: ModelChoice {
             model: BuiltIn::TinyMixtral.name().to_owned(),
@@ -121,6 +120,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
             presets: [Preset::Controlled, Preset::Paper].into(),
             laplacians: BTreeSet::new(),
             exact: false,
+            hidden_score: false,
             layers: Selection::All,
             heads: Selection::All,
             graph: GraphChoice::Auto,

@@ -158,8 +158,9 @@ fn each_prompt(
         prompts::write(&input, &mut prompt)?;
         *writer.borrow_mut() = Some(prompt);
         let row = Row { request: index, tokens: input.tokens, offset: 0 };
+        let batch = Batch::new(vec![row])?.with_boundaries(vec![input.n_context]);
         let forward = session.forward(
-            &Batch::new(vec![row])?,
+            &batch,
             runner::Input::Tokens,
             layers.clone(),
             &mut KvCache::off(),

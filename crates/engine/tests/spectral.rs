@@ -53,6 +53,7 @@ fn options(presets: &[Preset]) -> SpectralOptions {
         heads: Selection::All,
         graph: GraphChoice::Stored,
         prefixes: Prefixes::None,
+        hidden_score: false,
     }
 }
 
@@ -72,10 +73,7 @@ fn rows(
             device: Device::Cpu,
             dtype: WeightDtype::AsStored,
         },
-        prompts: PromptSource::Given(vec![Prompt {
-            id: "one".to_owned(),
-            content: Content::Tokens(tokens),
-        }]),
+        prompts: PromptSource::Given(vec![Prompt::new("one", Content::Tokens(tokens))]),
         tokenization: Tokenization { max_tokens, ..Tokenization::default() },
         capture: None,
         spectral: Some(spectral),

@@ -32,6 +32,7 @@ pub mod adjacency;
 pub mod eigh;
 pub mod graph;
 pub mod heat;
+pub mod hidden_score;
 pub mod lanczos;
 pub mod laplacian;
 pub mod quadrature;

@@ -27,7 +27,9 @@ use hooks::{HookPoint, Selection, Site};
 use kernels::lanczos::LanczosOptions;
 pub use kernels::laplacian::Laplacian;
 
-pub use attention::{AttentionRow, LayerAttentionRow, Top, attention_statistics};
+pub use attention::{
+    AttentionRow, LayerAttentionRow, StatisticsOptions, Top, attention_statistics,
+};
 pub use diagnose::spectra;
 pub use measured::Storage;
 pub use prefix::{PrefixRow, Prefixes};
@@ -198,13 +200,14 @@ impl From<Preset> for Run {
 /// What a [`SpectralSink`] computes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpectralOptions {
-    /// The presets. Without any, only attention statistics are computed, and no
-    /// pattern is ever formed.
+    /// The presets. Without any, no pattern is ever formed.
     pub runs: Vec<Run>,
     /// Which layers.
     pub layers: Selection,
     /// Which heads have rows of their own. The mean is always over all heads.
     pub heads: Selection,
+    /// Whether each layer's hidden score is computed, in `O(min(T, d)²·(T + d))`.
+    pub hidden_score: bool,
     /// Steps and tolerance of the iterative solver.
     pub lanczos: LanczosOptions,
     /// How many of the largest sink scores and attention eigenvalues are kept.
@@ -216,12 +219,14 @@ pub struct SpectralOptions {
 }
 
 impl Default for SpectralOptions {
-    /// The controlled preset on every layer and head, ten largest values kept.
+    /// The controlled preset on every layer and head, no hidden scores, ten largest
+    /// values kept.
     fn default() -> Self {
         Self {
             runs: vec![Preset::Controlled.into()],
             layers: Selection::All,
             heads: Selection::All,
+            hidden_score: false,
             lanczos: LanczosOptions::default(),
             top_k: 10,
             storage: Storage::default(),

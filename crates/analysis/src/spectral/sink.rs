@@ -8,9 +8,10 @@ use hooks::{
     Wanted,
 };
 use kernels::attention::{AttentionFactors, AttentionOptions};
+use kernels::hidden_score::hidden_score;
 use kernels::signal::Signal;
 
-use super::attention::{AttentionRow, LayerAttentionRow, attention_statistics};
+use super::attention::{AttentionRow, LayerAttentionRow, StatisticsOptions, attention_statistics};
 use super::diagnose::{
     LayerGraph, build_graphs, finish, finish_prefixes, read_signal, recomputed_graphs,
 };
@@ -113,6 +114,9 @@ impl SpectralSink {
         let heads = if needs_mean { Selection::All } else { self.options.heads.clone() };
         for layer in layers {
             plan.add(HookPoint::layer(Site::Summary, layer), &Wanted::all(), info)?;
+            if self.options.hidden_score {
+                plan.add(HookPoint::layer(Site::ResidPost, layer), &Wanted::all(), info)?;
+            }
             if !self.options.runs.is_empty() {
                 match self.options.storage {
                     Storage::Stored => {
@@ -181,7 +185,12 @@ impl SpectralSink {
                 pending.signals.push((point, read_signal(point, source, tensor)?));
             }
             Site::Summary => {
-                let (mut rows, whole) = attention_statistics(source, tensor, self.options.top_k)?;
+                let options = StatisticsOptions {
+                    top_k: self.options.top_k,
+                    window: self.scores[layer].window,
+                    boundary: self.batch.as_ref().and_then(|batch| batch.boundaries()[row]),
+                };
+                let (mut rows, whole) = attention_statistics(source, tensor, &options)?;
                 rows.retain(|row| self.heads[layer].contains(&row.head));
                 pending.attention = Some((rows, whole));
             }
@@ -202,16 +211,20 @@ impl SpectralSink {
             let missing =
                 |site| move || Error::Missing { point: HookPoint::layer(site, layer), request };
             let Pending { graphs, factors, signals, attention, .. } = std::mem::take(pending);
-            let (heads, whole) = attention.ok_or_else(missing(Site::Summary))?;
+            let signal_at = |point: HookPoint| {
+                let found = signals.iter().find(|(at, _)| *at == point);
+                found.map(|(_, signal)| signal).ok_or(Error::Missing { point, request })
+            };
+            let (heads, mut whole) = attention.ok_or_else(missing(Site::Summary))?;
+            if options.hidden_score {
+                let signal = signal_at(HookPoint::layer(Site::ResidPost, layer))?;
+                whole.hidden_score = hidden_score(signal);
+            }
             self.rows.attention.extend(heads);
             self.rows.layers.push(whole);
             if wants_spectra {
                 let n_layers = self.heads.len();
-                let signal = |preset: Preset| {
-                    let point = preset.signal(layer, n_layers);
-                    let found = signals.iter().find(|(at, _)| *at == point);
-                    found.map(|(_, signal)| signal).ok_or(Error::Missing { point, request })
-                };
+                let signal = |preset: Preset| signal_at(preset.signal(layer, n_layers));
                 let measured = Measures { source: Source { request, layer }, n_tokens, options };
                 match options.storage {
                     Storage::Stored => {

@@ -1,13 +1,14 @@
 use analysis::Error;
 use analysis::spectral::{
     Exactness, Graphs, HEAT_TIMES, NullReason, Preset, Run, Source, SpectralOptions, SpectralRow,
-    SpectralRows, SpectralSink, attention_statistics, spectra,
+    SpectralRows, SpectralSink, StatisticsOptions, attention_statistics, spectra,
 };
 use candle_core::{Device, Tensor};
 use hooks::{ActivationSink, HookPoint, LayerInfo, MlpInfo, ModelInfo, Selection, Site, Statistic};
+use kernels::hidden_score::hidden_score;
 use kernels::lanczos::LanczosOptions;
 use kernels::laplacian::Laplacian;
-use kernels::signal::Null;
+use kernels::signal::{Null, Signal};
 use serde_json::Value;
 
 use super::{batch, close, golden, numbers, play};
@@ -21,6 +22,7 @@ struct Case {
     d: usize,
     patterns: Vec<f32>,
     signal: Vec<f32>,
+    statistics: StatisticsOptions,
 }
 
 impl Case {
@@ -33,6 +35,11 @@ impl Case {
             d: size("d"),
             patterns: floats("patterns"),
             signal: floats("signal"),
+            statistics: StatisticsOptions {
+                top_k: 5,
+                window: value["window"].as_u64().map(|window| window as usize),
+                boundary: value["boundary"].as_u64().map(|boundary| boundary as usize),
+            },
         }
     }
 
@@ -47,7 +54,7 @@ impl Case {
 
     /// What the forward pass would put into `hook_summary`.
     fn summary(&self) -> Tensor {
-        let n = self.n_tokens;
+        let (n, boundary) = (self.n_tokens, self.statistics.boundary.unwrap_or(0));
         let mut out = vec![0f32; self.n_heads * n * Statistic::COUNT];
         for head in 0..self.n_heads {
             let a = |u: usize, i: usize| f64::from(self.patterns[(head * n + u) * n + i]);
@@ -58,6 +65,7 @@ impl Case {
                     row.clone().enumerate().map(|(j, p)| p * i.abs_diff(j) as f64).sum();
                 for (statistic, value) in [
                     (Statistic::Entropy, entropy),
+                    (Statistic::Lookback, row.clone().take(boundary).sum()),
                     (Statistic::Max, row.clone().fold(0.0, f64::max)),
                     (Statistic::FirstToken, a(i, 0)),
                     (Statistic::Distance, distance),
@@ -216,9 +224,11 @@ fn check_heat(what: &str, row: &SpectralRow, expected: &Value, column: &str, got
 
 #[test]
 fn attention_rows_are_the_golden_ones() {
+    let mut ratios = 0;
     for value in golden("spectral") {
         let (case, name) = (Case::of(&value), value["name"].as_str().unwrap());
-        let (rows, layer) = attention_statistics(SOURCE, &case.summary(), 5).unwrap();
+        let (rows, layer) =
+            attention_statistics(SOURCE, &case.summary(), &case.statistics).unwrap();
         let mut total = 0.0;
         for (row, expected) in rows.iter().zip(value["attention"].as_array().unwrap()) {
             let check = |column: &str, got: f64| {
@@ -228,6 +238,22 @@ fn attention_rows_are_the_golden_ones() {
             };
             check("sink_max", row.sink_max);
             check("sink_entropy", row.sink_entropy.unwrap());
+            check("sink_visible_max", row.sink_visible_max);
+            check("sink_visible_entropy", row.sink_visible_entropy.unwrap());
+            assert_eq!(row.lookback_ratio.is_some(), expected["lookback_ratio"].is_f64(), "{name}");
+            if let Some(ratio) = row.lookback_ratio {
+                check("lookback_ratio", ratio);
+                ratios += 1;
+            }
+            if case.statistics.window.is_none() {
+                let sinks = (row.sink_max, row.sink_argmax, row.sink_entropy);
+                let visible =
+                    (row.sink_visible_max, row.sink_visible_argmax, row.sink_visible_entropy);
+                assert_eq!(sinks, visible, "{name}");
+            } else {
+                assert_eq!(expected["sink_visible_argmax"], row.sink_visible_argmax, "{name}");
+                assert!(row.sink_max < row.sink_visible_max, "{name}");
+            }
             check("first_token_mass", row.first_token_mass);
             check("row_entropy", row.row_entropy);
             check("distance", row.distance);
@@ -261,7 +287,9 @@ fn attention_rows_are_the_golden_ones() {
         }
         close(name, layer.log_determinant, total, 1e-12 * total.abs().max(1.0));
         assert_eq!(layer.n_heads, case.n_heads);
+        assert_eq!(layer.window, case.statistics.window);
     }
+    assert_eq!(ratios, 3 + 2 + 2 + 2, "heads with a context and a response");
 }
 
 fn info(n_heads: usize) -> ModelInfo {
@@ -276,8 +304,6 @@ fn info(n_heads: usize) -> ModelInfo {
         parallel_residual: false,
         pre_norms: true,
         rotary: true,
-        scale: 1.0,
-        soft_cap: None,
     };
     ModelInfo { layers: vec![layer; 2], d_model: 6, ..ModelInfo::example() }
 }
@@ -307,7 +333,8 @@ fn long_and_short() -> (Case, Case) {
         }
     }
     let signal = long.signal[..n * long.d].to_vec();
-    let short = Case { n_heads: long.n_heads, n_tokens: n, d: long.d, patterns, signal };
+    let (n_heads, d, statistics) = (long.n_heads, long.d, long.statistics);
+    let short = Case { n_heads, n_tokens: n, d, patterns, signal, statistics };
     (long, short)
 }
 
@@ -409,6 +436,47 @@ fn the_number_of_threads_changes_no_bit() {
         })
     };
     assert_eq!(run(1), run(4));
+}
+
+#[test]
+fn windows_and_boundaries_reach_the_statistics() {
+    let (long, short) = long_and_short();
+    let mut info = info(3);
+    info.layers[1].window = Some(5);
+    let mut sink = SpectralSink::new(SpectralOptions { runs: vec![], ..Default::default() });
+    let plan = sink.plan(&info).unwrap();
+    let batch = batch(&[(7, long.n_tokens), (8, short.n_tokens)]);
+    let batch = batch.with_boundaries(vec![long.statistics.boundary]);
+    for layer in 0..2 {
+        play(&mut sink, &plan, &batch, layer, &tensors(&long, &short)).unwrap();
+    }
+    let mut expected = Vec::new();
+    for (layer, window) in [(0, None), (1, Some(5))] {
+        for (request, case) in [(7, &long), (8, &short)] {
+            let boundary = long.statistics.boundary.filter(|_| request == 7);
+            let options = StatisticsOptions { top_k: 10, window, boundary };
+            let source = Source { request, layer };
+            expected.extend(attention_statistics(source, &case.summary(), &options).unwrap().0);
+        }
+    }
+    assert_eq!(sink.take().attention, expected);
+}
+
+#[test]
+fn hidden_scores_come_with_or_without_graphs() {
+    let (long, short) = long_and_short();
+    let expected: Vec<Option<f64>> = [long, short]
+        .map(|case| hidden_score(&Signal::from_tensor(&case.signal()).unwrap()))
+        .to_vec();
+    for runs in [vec![], vec![dense(Preset::Library03)], vec![iterative(Graphs::HeadMean)]] {
+        let options = SpectralOptions { runs, hidden_score: true, ..Default::default() };
+        let rows = through_a_sink(options);
+        let got: Vec<Option<f64>> = rows.layers.iter().map(|row| row.hidden_score).collect();
+        // The residual stream after each layer, before the final norm in the last, too.
+        assert_eq!(got, [&expected[..], &expected].concat());
+    }
+    let without = through_a_sink(SpectralOptions::default());
+    assert!(without.layers.iter().all(|row| row.hidden_score.is_none()));
 }
 
 #[test]
@@ -611,7 +679,10 @@ fn what_does_not_fit_is_refused() {
     let error = spectra(SOURCE, &pattern, &[0, 1], &long.signal(), &run, &options);
     assert!(matches!(error, Err(Error::Shape { .. })));
     let wrong = Tensor::zeros((3, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
-    assert!(matches!(attention_statistics(SOURCE, &wrong, 5), Err(Error::Shape { .. })));
+    assert!(matches!(
+        attention_statistics(SOURCE, &wrong, &long.statistics),
+        Err(Error::Shape { .. })
+    ));
 
     let mut sink = SpectralSink::new(SpectralOptions::default());
     let plan = sink.plan(&info(3)).unwrap();

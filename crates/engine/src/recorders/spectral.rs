@@ -16,6 +16,8 @@ pub struct SpectralOptions {
     pub laplacians: BTreeSet<Laplacian>,
     /// Dense spectra for every graph, under the preset `controlled`, too.
     pub exact: bool,
+    /// The hidden score of every layer, too.
+    pub hidden_score: bool,
     /// Layers.
     pub layers: Selection,
     /// Heads with rows of their own; the mean always runs over all heads. Where graphs are
@@ -49,6 +51,7 @@ impl SpectralOptions {
             "presets": self.presets.iter().map(|preset| preset.name()).collect::<Vec<_>>(),
             "laplacians": self.laplacians.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
             "exact": self.exact,
+            "hidden_score": self.hidden_score,
             "layers": self.layers.to_string(),
             "heads": self.heads.to_string(),
             "graph": match self.graph {
@@ -111,6 +114,7 @@ impl SpectralOptions {
             runs: runs.collect(),
             layers: self.layers.clone(),
             heads: self.heads.clone(),
+            hidden_score: self.hidden_score,
             storage,
             prefixes: self.prefixes.clone(),
             ..Default::default()
@@ -133,6 +137,7 @@ mod tests {
             heads: Selection::All,
             graph: GraphChoice::Auto,
             prefixes: Prefixes::None,
+            hidden_score: false,
         };
         // Four heads; their graphs and twice the mean's; two signals.
         let each = 4 * 4 + 2 * (5 + 1) + 8 * 2;

@@ -147,6 +147,27 @@ pub const ATTENTION: TableSchema = TableSchema::new(
         ColumnSpec::optional("sink_entropy", F64, "nats", "entropy of the sink scores' shares"),
         ColumnSpec::required("sink_top", ListF64, "", "largest sink scores, descending"),
         ColumnSpec::required("sink_top_positions", ListU32, "", "where they stand"),
+        ColumnSpec::required(
+            "sink_visible_max",
+            F64,
+            "",
+            "largest sink score if the mean is over the queries that see the token: another \
+             one than sink_max under a sliding window",
+        ),
+        ColumnSpec::required("sink_visible_argmax", U32, "", "position of the token that has it"),
+        ColumnSpec::optional(
+            "sink_visible_entropy",
+            F64,
+            "nats",
+            "entropy of these scores' shares",
+        ),
+        ColumnSpec::optional(
+            "lookback_ratio",
+            F64,
+            "",
+            "m_ctx/(m_ctx + m_new), mean over the response's queries, m their mean attention on a \
+             token of the context, of the response up to themselves; null without a response",
+        ),
         ColumnSpec::required("first_token_mass", F64, "", "mean attention on the first token"),
         ColumnSpec::required("row_entropy", F64, "nats", "mean entropy of a query's attention"),
         ColumnSpec::required("distance", F64, "tokens", "mean distance of attention"),
@@ -169,11 +190,24 @@ pub const ATTENTION_LAYERS: TableSchema = TableSchema::new(
         ColumnSpec::required("layer", U32, "", "layer, from 0"),
         ColumnSpec::required("n_tokens", U32, "tokens", "tokens of the prompt"),
         ColumnSpec::required("n_heads", U32, "", "heads of the layer"),
+        ColumnSpec::optional(
+            "window",
+            U32,
+            "tokens",
+            "keys that a query sees, itself included; null if all before it",
+        ),
         ColumnSpec::required(
             "log_determinant",
             F64,
             "nats",
             "mean ln of the diagonal, summed over heads",
+        ),
+        ColumnSpec::optional(
+            "hidden_score",
+            F64,
+            "nats",
+            "mean ln of the eigenvalues of ZZᵀ + 0.001, Z the residual stream after the layer \
+             less each token's mean over features; null unless asked for",
         ),
     ],
 );
@@ -255,6 +289,10 @@ fn write_attention(rows: &[AttentionRow], writer: &mut PromptWriter) -> Result<(
         ("sink_entropy", optional_f64s(rows, |row| row.sink_entropy)),
         ("sink_top", list(|row| &row.sink_top.values)),
         ("sink_top_positions", Column::from(rows.iter().map(positions).collect::<Vec<_>>())),
+        ("sink_visible_max", f64s(rows, |row| row.sink_visible_max)),
+        ("sink_visible_argmax", u32s(rows, |row| row.sink_visible_argmax)),
+        ("sink_visible_entropy", optional_f64s(rows, |row| row.sink_visible_entropy)),
+        ("lookback_ratio", optional_f64s(rows, |row| row.lookback_ratio)),
         ("first_token_mass", f64s(rows, |row| row.first_token_mass)),
         ("row_entropy", f64s(rows, |row| row.row_entropy)),
         ("distance", f64s(rows, |row| row.distance)),
@@ -271,6 +309,8 @@ fn write_layers(rows: &[LayerAttentionRow], writer: &mut PromptWriter) -> Result
         ("layer", u32s(rows, |row| row.layer)),
         ("n_tokens", u32s(rows, |row| row.n_tokens)),
         ("n_heads", u32s(rows, |row| row.n_heads)),
+        ("hidden_score", optional_f64s(rows, |row| row.hidden_score)),
+        ("window", optional_u32s(rows, |row| row.window)),
         ("log_determinant", f64s(rows, |row| row.log_determinant)),
     ];
     Ok(writer.rows(ATTENTION_LAYERS.name, columns)?)

@@ -73,7 +73,7 @@ impl Case {
         let input = AttentionInput { q: &q, k: &k, v: &k, lengths: &[self.n], offsets: &[0] };
         let heads: Vec<usize> = (0..self.heads).collect();
         let pattern = attention_pattern(&input, &self.options(), &heads).unwrap();
-        let wants = AttentionWants { lse: true, summary: None };
+        let wants = AttentionWants { lse: true, ..AttentionWants::default() };
         let lse = attention(&input, &self.options(), &wants).unwrap().lse.unwrap();
         (pattern.get(0).unwrap(), lse.get(0).unwrap())
     }

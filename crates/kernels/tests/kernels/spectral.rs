@@ -5,6 +5,7 @@
 use kernels::eigh::{eigenvalues, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, TRUNCATION, heat_energy, heat_estimates};
+use kernels::hidden_score::{RIDGE, hidden_score};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::quadrature::{Quadrature, QuadratureOptions};
@@ -952,6 +953,8 @@ fn golden_values() {
         let heads: Vec<Vec<f32>> = patterns.chunks(n * n).map(<[f32]>::to_vec).collect();
         let signal = Signal::new(numbers(&case["signal"]), n, d).unwrap();
         let gram = signal.gram().unwrap();
+        let score = case["hidden_score"].as_f64().unwrap();
+        close("hidden score", hidden_score(&signal).unwrap(), score, 1e-9);
         for expected in case["graphs"].as_array().unwrap() {
             let graph = match expected["head"].as_u64() {
                 Some(head) => graph_of(&heads[usize::try_from(head).unwrap()], n),
@@ -994,4 +997,44 @@ fn golden_values() {
             close(&what, moments.variance, variance, tolerance * scale);
         }
     }
+}
+
+#[test]
+fn hidden_scores_are_the_reference() {
+    for (n, d) in [(1, 1), (1, 7), (2, 2), (5, 31), (31, 5), (33, 32), (32, 33), (48, 48)] {
+        let mut random = Random::new(100 * n as u64 + d as u64);
+        let x: Vec<f64> = (0..n * d).map(|_| 10.0 * random.normal()).collect();
+        let got = hidden_score(&Signal::new(x.clone(), n, d).unwrap()).unwrap();
+        let expected = reference::hidden_score(&x, n, d, RIDGE);
+        close(&format!("{n} tokens, {d} features"), got, expected, 1e-9);
+    }
+    assert_eq!(hidden_score(&Signal::new(vec![], 0, 4).unwrap()), None);
+    let empty = hidden_score(&Signal::new(vec![], 3, 0).unwrap()).unwrap();
+    close("no features", empty, RIDGE.ln(), 1e-15);
+}
+
+#[test]
+fn hidden_scores_of_large_norms_keep_the_ridge() {
+    // Rows along one direction of mean 0, lengths 1e6: one eigenvalue of 1e13, all
+    // others the ridge, which a product of the rows would round away.
+    for (n, d) in [(10, 40), (40, 10)] {
+        let side = 1e6 / (d as f64).sqrt();
+        let direction = |k: usize| if k % 2 == 0 { side } else { -side };
+        let x = (0..n * d).map(|k| direction(k % d)).collect();
+        let got = hidden_score(&Signal::new(x, n, d).unwrap()).unwrap();
+        let rest = (n - 1) as f64 * RIDGE.ln();
+        let expected = ((n as f64 * 1e12 + RIDGE).ln() + rest) / n as f64;
+        close(&format!("{n} tokens, {d} features"), got, expected, 1e-6);
+    }
+    // Orthogonal rows of lengths from 1e-4 to 1e8.
+    let (n, d) = (7, 20);
+    let mut x = vec![0.0; n * d];
+    let mut expected = 0.0;
+    for i in 0..n {
+        let length = 10f64.powi(2 * i as i32 - 4);
+        (x[i * d + 2 * i], x[i * d + 2 * i + 1]) = (length, -length);
+        expected += (2.0 * length * length + RIDGE).ln() / n as f64;
+    }
+    let got = hidden_score(&Signal::new(x, n, d).unwrap()).unwrap();
+    close("orthogonal rows", got, expected, 1e-12);
 }

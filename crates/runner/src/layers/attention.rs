@@ -68,6 +68,7 @@ impl Attention {
         let wants = AttentionWants {
             lse: pass.wants(Site::Lse, layer).is_some(),
             summary: pass.wants(Site::Summary, layer).map(|_| pass.plan.summary()),
+            boundaries: pass.batch.boundaries(),
         };
         let input =
             AttentionInput { q: &q, k: &k, v: &v, lengths: &pass.lengths, offsets: &pass.offsets };
