@@ -72,6 +72,19 @@ fn length_explains_what_a_confounded_set_seems_to_show() {
     assert!((turned - verdicts["length"]["auroc"].as_f64().unwrap()).abs() < 1e-12);
     assert_eq!(other["verdicts"]["finding"], "length_explains");
 
+    // The log-probability is that of the model's own check.
+    let labels =
+        run(["show", out.to_str().unwrap(), "labels", "--rows", "1", "--json"]).code(0).json();
+    let place =
+        labels["columns"].as_array().unwrap().iter().position(|c| c == "mean_log_probability");
+    let mean = labels["rows"][0][place.unwrap()].as_f64().unwrap();
+    let all = std::fs::read_to_string(confounded()).unwrap();
+    let text: Value = serde_json::from_str(all.lines().next().unwrap()).unwrap();
+    let words = ["models", "tiny-mixtral", "--check", "--json", "--prompt"];
+    let check = run(words.into_iter().chain([text["text"].as_str().unwrap()])).code(0).json();
+    let perplexity = check["perplexity"].as_f64().unwrap();
+    assert!(((-mean).exp() / perplexity - 1.).abs() < 1e-9, "{mean} {perplexity}");
+
     score_new_texts(folder.path(), &out);
 }
 
@@ -119,7 +132,8 @@ fn score_new_texts(folder: &Path, judged: &Path) {
 
     let file = judged.join("verdicts.json");
     let text = spectral(&texts, &out, &["--score-only", file.to_str().unwrap()]).code(0).stdout;
-    assert!(text.contains("the verdict there was: length explains it"), "{text}");
+    let one_line = text.split_whitespace().collect::<Vec<&str>>().join(" ");
+    assert!(one_line.contains("the verdict there was: length explains it"), "{text}");
     assert!(text.contains("Beware: 1 text"), "{text}");
 
     let other = golden("mixtral-b");

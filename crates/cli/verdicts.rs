@@ -137,8 +137,8 @@ impl Print for Verdicts {
         )?;
         writeln!(
             out,
-            "threshold on left-out texts, balanced accuracy: best cell {}, token count {},\n  \
-             mean log-probability {}",
+            "threshold on left-out texts, balanced accuracy: best cell {},\n  \
+             token count {}, mean log-probability {}",
             nested(self.nested.as_ref()),
             nested(self.nested_length.as_ref()),
             nested(self.nested_log_probability.as_ref())

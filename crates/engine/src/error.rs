@@ -157,7 +157,7 @@ pub enum Error {
     },
     /// A Parquet file without prompts.
     #[error(
-        "{} needs a column `text` of strings without nulls, and may have a column `id` of strings or integers; it has {}",
+        "{} needs a column `text` of strings without nulls, and may have columns `response` of strings and `id` of strings or integers; it has {}",
         path.display(),
         first(found)
     )]

@@ -87,7 +87,7 @@ pub(super) fn variance(ascending: &[f64], n1: usize, n0: usize) -> f64 {
 
 /// `2(1 − Φ((|difference| − ½)/σ))`, at most 1; 1 where there is no variance.
 pub(super) fn two_sided(difference: f64, variance: f64) -> f64 {
-    if !(variance > 0.) {
+    if variance.is_nan() || variance <= 0. {
         return 1.;
     }
     let z = (difference.abs() - 0.5).max(0.) / variance.sqrt();
