@@ -54,7 +54,7 @@ mod threshold;
 use rayon::prelude::*;
 
 use control::Covariates;
-use resample::{Groups, Ranked};
+use resample::{Groups, Ranked, Repeats};
 
 pub use control::Shared;
 pub use rank::Method;
@@ -458,7 +458,7 @@ impl Study {
         let held = |covariates, values: Vec<f64>| {
             let values: Vec<Option<f64>> = values.into_iter().map(Some).collect();
             let ranked = Ranked::new(&values, |_| Some(0));
-            Held { covariates, alone: estimate(&ranked, &labels, &resamples) }
+            Held { covariates, alone: estimate(&ranked, &labels, &resamples, Repeats::Texts) }
         };
         let counts: Vec<f64> = tokens.iter().map(|n| *n as f64).collect();
         Ok(Self {
@@ -579,7 +579,7 @@ impl Study {
         let test = rank::mann_whitney(&positives, &negatives).ok_or(Unjudged::Constant)?;
         let ranked = Ranked::new(values, |_| Some(0));
         let own = Tested {
-            estimate: estimate(&ranked, &self.labels, &self.resamples),
+            estimate: estimate(&ranked, &self.labels, &self.resamples, Repeats::Texts),
             p: test.p,
             holm_p: test.p,
         };
@@ -611,9 +611,9 @@ impl Study {
         };
         let p = rank::mann_whitney(&of(true), &of(false)).map_or(1., |test| test.p);
         let ranked = Ranked::new(&left, |_| Some(0));
-        let estimate = estimate(&ranked, &self.labels, &self.resamples);
+        let estimate = estimate(&ranked, &self.labels, &self.resamples, Repeats::Texts);
         let (shared, matched) = match bins {
-            Some(bins) => self.binned(values, &bins.of_text, confounder),
+            Some(bins) => self.binned(values, &bins.of_text, confounder, Repeats::Texts),
             None => (Shared::default(), None),
         };
         let enough = shared.negatives.min(shared.positives) >= LEAST_SHARED;
@@ -633,13 +633,14 @@ impl Study {
         values: &[Option<f64>],
         bins: &[u64],
         confounder: &[f64],
+        repeats: Repeats,
     ) -> (Shared, Option<Matched>) {
         let (shared, p) = control::stratified(values, &self.labels, bins);
         if shared.bins == 0 {
             return (shared, None);
         }
         let within = |values: &[Option<f64>]| Ranked::new(values, |text| Some(bins[text]));
-        let estimate = estimate(&within(values), &self.labels, &self.resamples);
+        let estimate = estimate(&within(values), &self.labels, &self.resamples, repeats);
         // The confounder of those texts that have a value.
         let confounder: Vec<Option<f64>> =
             values.iter().zip(confounder).map(|(v, c)| v.map(|_| *c)).collect();
@@ -649,8 +650,9 @@ impl Study {
     }
 
     fn within(&self, values: &[Option<f64>]) -> Option<Within> {
-        let (_, length) = self.binned(values, &self.group_bins, &self.tokens);
-        let (_, log) = self.binned(values, &self.group_bins, &self.log_probabilities);
+        let (_, length) = self.binned(values, &self.group_bins, &self.tokens, Repeats::Bins);
+        let (_, log) =
+            self.binned(values, &self.group_bins, &self.log_probabilities, Repeats::Bins);
         let (length, log) = length.zip(log)?;
         Some(Within {
             metric: length.tested,
@@ -664,10 +666,15 @@ fn set(tested: &mut Tested, holm_p: Option<f64>) {
     tested.holm_p = holm_p.unwrap_or(tested.p);
 }
 
-fn estimate(ranked: &Ranked, labels: &[bool], resamples: &[Vec<u16>]) -> Estimate {
+fn estimate(
+    ranked: &Ranked,
+    labels: &[bool],
+    resamples: &[Vec<u16>],
+    repeats: Repeats,
+) -> Estimate {
     Estimate {
         auroc: ranked.auroc(labels, |_| 1).unwrap_or(0.5),
-        interval: ranked.interval(labels, resamples),
+        interval: ranked.interval(labels, resamples, repeats),
     }
 }
 

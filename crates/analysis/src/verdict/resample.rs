@@ -91,6 +91,15 @@ fn below(random: &mut SplitMix64, n: usize) -> usize {
     ((u128::from(random.next_u64()) * n as u128) >> 64) as usize
 }
 
+/// What a resample repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeats {
+    /// Texts: a text drawn twice meets each other text of its bin twice.
+    Texts,
+    /// Whole bins: a bin drawn twice counts twice, and its copies do not meet.
+    Bins,
+}
+
 /// Values in the order that AUROCs need, sorted once for all resamples.
 ///
 /// Texts are compared with those of their own bin only.
@@ -148,8 +157,19 @@ impl Ranked {
 
     /// The 2.5 % and 97.5 % points of the AUROC over resamples; `None` if fewer than
     /// nine tenths of them have a pair.
-    pub(super) fn interval(&self, labels: &[bool], resamples: &[Vec<u16>]) -> Option<(f64, f64)> {
-        let aurocs = resamples.iter().filter_map(|w| self.auroc(labels, |text| u64::from(w[text])));
+    pub(super) fn interval(
+        &self,
+        labels: &[bool],
+        resamples: &[Vec<u16>],
+        repeats: Repeats,
+    ) -> Option<(f64, f64)> {
+        let aurocs = resamples.iter().filter_map(|weights| {
+            self.auroc(labels, |text| match repeats {
+                // The positives' weights are those of the pairs.
+                Repeats::Bins if !labels[text] => 1,
+                _ => u64::from(weights[text]),
+            })
+        });
         percentiles(aurocs.collect(), resamples.len())
     }
 }
@@ -238,9 +258,20 @@ mod tests {
         assert_eq!(ranked.auroc(&labels, ones), Some(0.5));
         let none = Ranked::new(&values, |text| Some(text as u64));
         assert_eq!(none.auroc(&labels, ones), None);
-        assert_eq!(none.interval(&labels, &[vec![1; 5]]), None);
+        assert_eq!(none.interval(&labels, &[vec![1; 5]], Repeats::Texts), None);
         let empty = Ranked::new(&[None, None], |_| Some(0));
         assert_eq!(empty.auroc(&[true, false], ones), None);
+    }
+
+    #[test]
+    fn bins_drawn_twice_count_twice() {
+        // Two pairs, one won and one lost; the first is drawn three times, the second once.
+        let values = [1., 2., 2., 1.].map(Some);
+        let labels = [false, true, false, true];
+        let ranked = Ranked::new(&values, |text| Some(text as u64 / 2));
+        let weights = [vec![3, 3, 1, 1]];
+        let of = |repeats| ranked.interval(&labels, &weights, repeats).unwrap().0;
+        assert_eq!((of(Repeats::Bins), of(Repeats::Texts)), (0.75, 0.9));
     }
 
     #[test]
@@ -255,7 +286,8 @@ mod tests {
                 labels.iter().map(|l| Some(normal() + f64::from(u8::from(*l)))).collect();
             let groups = Groups::new(&labels, &(0..80).collect::<Vec<_>>());
             let ranked = Ranked::new(&values, |_| Some(0));
-            let (low, high) = ranked.interval(&labels, &groups.bootstrap(400, trial)).unwrap();
+            let (low, high) =
+                ranked.interval(&labels, &groups.bootstrap(400, trial), Repeats::Texts).unwrap();
             covered += usize::from(low <= 0.7602 && 0.7602 <= high);
         }
         // 190 expected; the percentile interval is a little narrow.
