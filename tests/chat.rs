@@ -43,6 +43,27 @@ fn column<'a>(rows: &'a [Value], columns: &[&str], name: &str) -> Vec<&'a Value>
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
 
 #[test]
+fn a_response_follows_the_beginning_of_an_answer() {
+    let folder = model(TEMPLATE);
+    let prompts = folder.path().join("p.jsonl");
+    let lines = concat!(
+        "{\"text\": \"1 + 2\", \"response\": \"3\"}\n",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"1 + 2\"}]}\n"
+    );
+    std::fs::write(&prompts, lines).unwrap();
+    capture(folder.path(), &["--chat", "--prompts", prompts.to_str().unwrap()]).code(0);
+    let prompts = rows(folder.path(), "prompts");
+    let columns = ["prompt", "text", "n_tokens", "n_cut", "n_context"];
+    let texts = column(&prompts, &columns, "text");
+    assert_eq!(texts, ["<bos><user>1 + 2<eos><assistant>3", "<bos><user>1 + 2<eos><assistant>"]);
+    // What the response follows is the prompt without it.
+    let tokens = column(&prompts, &columns, "n_tokens");
+    let context = column(&prompts, &columns, "n_context");
+    assert_eq!(context, [tokens[1], &Value::Null]);
+    assert!(tokens[0].as_u64() > tokens[1].as_u64());
+}
+
+#[test]
 fn a_text_is_a_message_and_messages_are_taken_as_they_are() {
     let folder = model(TEMPLATE);
     let prompts = folder.path().join("p.jsonl");

@@ -446,7 +446,7 @@ pub enum Error {
         /// Its label.
         value: String,
         /// The two labels before it.
-        known: [String; 2],
+        known: Box<[String; 2]>,
     },
     /// One label.
     #[error("every prompt has the {field} `{value}`; verdicts are about two labels")]

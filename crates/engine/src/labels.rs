@@ -73,7 +73,7 @@ impl Labels {
                         id: prompt.id.clone(),
                         field: options.field.clone(),
                         value: label.chars().take(80).collect(),
-                        known: [a.clone(), b.clone()],
+                        known: Box::new([a.clone(), b.clone()]),
                     });
                 }
                 known.push(label);

@@ -82,8 +82,8 @@ fn neither_small_nor_large_beta_loses_digits() {
     let quadrature = Quadrature::run(&operator, &QuadratureOptions::default()).unwrap();
     for beta in [1e-9, 1e-3, 1.0, 30.0, 300.0, 1e4, 0.99 * MAX_EXPONENT] {
         // Of the levels 0 and 1, the upper one 31 times.
-        let upper = 31.0 * (-beta as f64).exp();
-        let less_one = 31.0 / 32.0 * (-beta as f64).exp_m1();
+        let upper = 31.0 * (-beta).exp();
+        let less_one = 31.0 / 32.0 * (-beta).exp_m1();
         let free_energy = quadrature.free_energy(beta).unwrap();
         let expected = -less_one.ln_1p() / beta;
         close(&format!("free energy at {beta}"), free_energy.value, expected, 1e-12 * expected);
