@@ -37,6 +37,7 @@ pub mod quadrature;
 pub mod signal;
 
 mod math;
+mod memory;
 mod panels;
 mod product;
 mod tensor;
