@@ -17,8 +17,8 @@ use crate::{Error, Result};
 
 const OP: &str = "attention graph";
 
-/// Columns of a tile, and rows of a block.
-pub(crate) const LANES: usize = 8;
+/// Columns of a tile, rows of a block, and columns of a product of many vectors.
+pub const LANES: usize = 8;
 /// Rows of a tile: what a product keeps in registers.
 const ROWS: usize = 4;
 const TILE_LEN: usize = ROWS * LANES;

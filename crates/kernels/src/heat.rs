@@ -16,6 +16,7 @@
 //! with the standard error of their mean. The price is one block of vectors per
 //! graph, whatever the width of the residual stream.
 
+use crate::adjacency::Adjacency;
 use crate::graph::LANES;
 use crate::laplacian::LaplacianOperator;
 use crate::random::SplitMix64;
@@ -116,8 +117,8 @@ pub fn heat_energy(values: &[f64], energies: &[f64], time: f64) -> Value {
 /// [`Error::Shape`] unless the probes are of as many nodes; [`Error::Range`] for
 /// an energy that is not positive, for a negative time, and for a product of
 /// time and `λ_bound` above 2e6.
-pub fn heat_estimates<const T: usize>(
-    laplacian: &LaplacianOperator<'_>,
+pub fn heat_estimates<G: Adjacency, const T: usize>(
+    laplacian: &LaplacianOperator<'_, G>,
     probes: &Probes,
     energy: f64,
     dirichlet: f64,
@@ -171,8 +172,8 @@ pub fn heat_estimates<const T: usize>(
 
 /// `yᵀ T_k(L/a − 1) y` of every probe for `k = 0 … 2K`, from `T_2k = 2T_k² − 1` and
 /// `T_{2k+1} = 2T_k T_{k+1} − T_1`.
-fn moments(
-    laplacian: &LaplacianOperator<'_>,
+fn moments<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
     probes: &Probes,
     half: f64,
     steps: usize,

@@ -19,6 +19,7 @@
 //! rest of the spectrum, while the largest eigenvalue, which the first start
 //! goes on to find, sits at the edge of a dense bulk.
 
+use crate::adjacency::Adjacency;
 use crate::laplacian::LaplacianOperator;
 use crate::random::SplitMix64;
 use crate::tridiagonal::{End, extremal};
@@ -92,7 +93,10 @@ pub struct Extremes {
 /// [`Error::NotConverged`], which carries what was found, where `max_steps` did
 /// not reach the tolerance; [`Error::Range`] for a tolerance that is not
 /// positive or for no steps.
-pub fn extremes(laplacian: &LaplacianOperator<'_>, options: &LanczosOptions) -> Result<Extremes> {
+pub fn extremes<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    options: &LanczosOptions,
+) -> Result<Extremes> {
     const OP: &str = "lanczos";
     if options.tolerance.is_nan() || options.tolerance <= 0.0 {
         return Err(Error::range(OP, "tolerance", "above 0", options.tolerance));
@@ -140,8 +144,8 @@ pub fn extremes(laplacian: &LaplacianOperator<'_>, options: &LanczosOptions) -> 
 /// Diagonal and couplings of the tridiagonal matrix of a start vector, in the
 /// complement of the null vector: as many steps as asked for, or until the space
 /// is invariant.
-pub(crate) fn recurrence(
-    laplacian: &LaplacianOperator<'_>,
+pub(crate) fn recurrence<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
     start: Vec<f64>,
     steps: usize,
 ) -> (Vec<f64>, Vec<f64>) {
@@ -178,8 +182,8 @@ struct Krylov {
 impl Krylov {
     /// Iterates until the wanted ends are within the tolerance, or until there is
     /// no going on, and returns the number of steps and the ends.
-    fn run<const E: usize>(
-        laplacian: &LaplacianOperator<'_>,
+    fn run<G: Adjacency, const E: usize>(
+        laplacian: &LaplacianOperator<'_, G>,
         seed: u64,
         ends: [End; E],
         tolerance: f64,
@@ -209,7 +213,11 @@ impl Krylov {
         }
     }
 
-    fn start(laplacian: &LaplacianOperator<'_>, seed: u64, max_steps: usize) -> Self {
+    fn start<G: Adjacency>(
+        laplacian: &LaplacianOperator<'_, G>,
+        seed: u64,
+        max_steps: usize,
+    ) -> Self {
         let mut vector = vec![0.0; laplacian.n_padded()];
         let mut random = SplitMix64::new(seed);
         for v in &mut vector[..laplacian.n_nodes()] {
@@ -220,8 +228,8 @@ impl Krylov {
 
     /// The space of a vector less its component along the null vector, of which
     /// something must be left; it is padded with zeros.
-    fn from_vector(
-        laplacian: &LaplacianOperator<'_>,
+    fn from_vector<G: Adjacency>(
+        laplacian: &LaplacianOperator<'_, G>,
         mut vector: Vec<f64>,
         max_steps: usize,
     ) -> Self {
@@ -278,9 +286,9 @@ impl Krylov {
         Some(coefficients)
     }
 
-    fn certify(
+    fn certify<G: Adjacency>(
         &self,
-        laplacian: &LaplacianOperator<'_>,
+        laplacian: &LaplacianOperator<'_, G>,
         coefficients: &[f64],
         product: &mut [f64],
         scratch: &mut Vec<f64>,

@@ -19,6 +19,7 @@
 //! normalized Laplacians and 0 under the combinatorial one; such nodes are counted.
 //! In the inner product of `RandomWalk` it has no weight, and its signal no energy.
 
+use crate::adjacency::Adjacency;
 use crate::graph::{LANES, SymmetricGraph};
 use crate::{Error, Result};
 
@@ -60,8 +61,8 @@ impl std::fmt::Display for Laplacian {
 /// A Laplacian as a symmetric linear map on vectors over the nodes; for
 /// `RandomWalk` the vectors are `D^½x`.
 #[derive(Debug, Clone)]
-pub struct LaplacianOperator<'g> {
-    graph: &'g SymmetricGraph,
+pub struct LaplacianOperator<'g, G = SymmetricGraph> {
+    graph: &'g G,
     kind: Laplacian,
     /// `S`, padded with zeros.
     scale: Vec<f64>,
@@ -71,9 +72,9 @@ pub struct LaplacianOperator<'g> {
     null: Option<Vec<f64>>,
 }
 
-impl<'g> LaplacianOperator<'g> {
+impl<'g, G: Adjacency> LaplacianOperator<'g, G> {
     /// The chosen Laplacian of a graph.
-    pub fn new(graph: &'g SymmetricGraph, kind: Laplacian) -> Self {
+    pub fn new(graph: &'g G, kind: Laplacian) -> Self {
         let n = graph.n_nodes();
         let mut scale = vec![0.0; graph.n_padded()];
         let mut null = vec![0.0; graph.n_padded()];
@@ -113,7 +114,7 @@ impl<'g> LaplacianOperator<'g> {
     }
 
     /// The graph underneath.
-    pub fn graph(&self) -> &'g SymmetricGraph {
+    pub fn graph(&self) -> &'g G {
         self.graph
     }
 
@@ -246,43 +247,17 @@ impl<'g> LaplacianOperator<'g> {
 
     /// The diagonal entries `L_ii`.
     pub fn diagonal(&self) -> Vec<f64> {
-        let degrees = self.graph.degrees().iter().zip(&self.scale).enumerate();
+        let loops = self.graph.self_loops();
+        let degrees = self.graph.degrees().iter().zip(&self.scale).zip(loops);
         degrees
-            .map(|(i, (&degree, s))| {
+            .map(|((&degree, s), own)| {
                 if self.kind.is_normalized() && degree == 0.0 {
                     1.0
                 } else {
-                    s * (degree - f64::from(self.graph.weight(i, i))) * s
+                    s * (degree - own) * s
                 }
             })
             .collect()
-    }
-
-    /// The matrix itself, `n × n`, both triangles; for `RandomWalk` in the coordinates `D^½x`.
-    ///
-    /// # Errors
-    /// [`Error::Range`] above [`MAX_DENSE_NODES`].
-    pub fn dense(&self) -> Result<Vec<f64>> {
-        let n = self.n_nodes();
-        if n > MAX_DENSE_NODES {
-            return Err(Error::range(
-                "dense laplacian",
-                "number of nodes",
-                format_args!("at most {MAX_DENSE_NODES}; use the iterative solver"),
-                n,
-            ));
-        }
-        let mut matrix = vec![0.0; n * n];
-        for (i, diagonal) in self.diagonal().into_iter().enumerate() {
-            for j in 0..i {
-                let weight = f64::from(self.graph.weight(i, j));
-                let value = -self.scale[i] * weight * self.scale[j];
-                matrix[i * n + j] = value;
-                matrix[j * n + i] = value;
-            }
-            matrix[i * n + i] = diagonal;
-        }
-        Ok(matrix)
     }
 
     /// Mean and variance of the eigenvalues, from plain sums over the matrix:
@@ -308,6 +283,35 @@ impl<'g> LaplacianOperator<'g> {
             })
         });
         Some(SpectrumMoments { mean, variance: (around + 2.0 * below) / n as f64 })
+    }
+}
+
+impl LaplacianOperator<'_> {
+    /// The matrix itself, `n × n`, both triangles; for `RandomWalk` in the coordinates `D^½x`.
+    ///
+    /// # Errors
+    /// [`Error::Range`] above [`MAX_DENSE_NODES`].
+    pub fn dense(&self) -> Result<Vec<f64>> {
+        let n = self.n_nodes();
+        if n > MAX_DENSE_NODES {
+            return Err(Error::range(
+                "dense laplacian",
+                "number of nodes",
+                format_args!("at most {MAX_DENSE_NODES}; use the iterative solver"),
+                n,
+            ));
+        }
+        let mut matrix = vec![0.0; n * n];
+        for (i, diagonal) in self.diagonal().into_iter().enumerate() {
+            for j in 0..i {
+                let weight = f64::from(self.graph.weight(i, j));
+                let value = -self.scale[i] * weight * self.scale[j];
+                matrix[i * n + j] = value;
+                matrix[j * n + i] = value;
+            }
+            matrix[i * n + i] = diagonal;
+        }
+        Ok(matrix)
     }
 }
 

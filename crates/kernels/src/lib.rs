@@ -28,6 +28,7 @@ pub mod reference;
 pub mod rotary;
 pub mod router;
 
+pub mod adjacency;
 pub mod eigh;
 pub mod graph;
 pub mod heat;

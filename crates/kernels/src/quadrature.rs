@@ -19,6 +19,7 @@
 
 use rayon::prelude::*;
 
+use crate::adjacency::Adjacency;
 use crate::eigh::eigh;
 use crate::heat::Estimate;
 use crate::lanczos::recurrence;
@@ -100,7 +101,10 @@ impl Quadrature {
     ///
     /// # Errors
     /// [`Error::Range`] for options out of their ranges, [`Error::Eigen`].
-    pub fn run(laplacian: &LaplacianOperator<'_>, options: &QuadratureOptions) -> Result<Self> {
+    pub fn run<G: Adjacency>(
+        laplacian: &LaplacianOperator<'_, G>,
+        options: &QuadratureOptions,
+    ) -> Result<Self> {
         let QuadratureOptions { n_probes, steps, seed } = *options;
         if !(MIN_PROBES..=MOST).contains(&n_probes) {
             let expected = format_args!("{MIN_PROBES} to {MOST}");
@@ -327,7 +331,11 @@ fn jackknife(m: usize, statistic: impl Fn(Option<usize>) -> f64) -> Estimate {
 }
 
 /// The recurrence of one probe of random signs.
-fn probe(laplacian: &LaplacianOperator<'_>, seed: u64, steps: usize) -> Recurrence {
+fn probe<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    seed: u64,
+    steps: usize,
+) -> Recurrence {
     let mut random = SplitMix64::new(seed);
     let n = laplacian.n_nodes();
     let mut signs = vec![0.0; laplacian.n_padded()];

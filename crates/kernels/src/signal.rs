@@ -18,6 +18,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
+use crate::adjacency::Adjacency;
 use crate::eigh::Eigen;
 use crate::graph::LANES;
 use crate::laplacian::{Laplacian, LaplacianOperator};
@@ -223,7 +224,10 @@ impl Signal {
     ///
     /// # Errors
     /// [`Error::Shape`] unless the signal has one row per node.
-    pub fn in_coordinates_of(&self, laplacian: &LaplacianOperator<'_>) -> Result<Cow<'_, Self>> {
+    pub fn in_coordinates_of<G: Adjacency>(
+        &self,
+        laplacian: &LaplacianOperator<'_, G>,
+    ) -> Result<Cow<'_, Self>> {
         if self.n_nodes != laplacian.n_nodes() {
             return Err(rows_per_node("graph signal", laplacian, self.n_nodes));
         }
@@ -300,7 +304,11 @@ impl Gram {
     }
 }
 
-fn rows_per_node(op: &'static str, laplacian: &LaplacianOperator<'_>, got: usize) -> Error {
+fn rows_per_node<G: Adjacency>(
+    op: &'static str,
+    laplacian: &LaplacianOperator<'_, G>,
+    got: usize,
+) -> Error {
     let expected = format_args!("{} rows, one per node", laplacian.n_nodes());
     Error::shape(op, "signal", expected, &[got])
 }
@@ -310,7 +318,7 @@ fn rows_per_node(op: &'static str, laplacian: &LaplacianOperator<'_>, got: usize
 ///
 /// # Errors
 /// [`Error::Shape`] unless the Gram matrix has one row per node.
-pub fn energy(laplacian: &LaplacianOperator<'_>, gram: &Gram) -> Result<f64> {
+pub fn energy<G: Adjacency>(laplacian: &LaplacianOperator<'_, G>, gram: &Gram) -> Result<f64> {
     if gram.n_nodes != laplacian.n_nodes() {
         return Err(rows_per_node("signal energy", laplacian, gram.n_nodes));
     }
@@ -345,7 +353,10 @@ pub fn energy(laplacian: &LaplacianOperator<'_>, gram: &Gram) -> Result<f64> {
 ///
 /// # Errors
 /// [`Error::Shape`] unless the Gram matrix has one row per node.
-pub fn dirichlet_energy(laplacian: &LaplacianOperator<'_>, gram: &Gram) -> Result<f64> {
+pub fn dirichlet_energy<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    gram: &Gram,
+) -> Result<f64> {
     if gram.n_nodes != laplacian.n_nodes() {
         return Err(rows_per_node("dirichlet energy", laplacian, gram.n_nodes));
     }
