@@ -19,6 +19,8 @@
 //! rest of the spectrum, while the largest eigenvalue, which the first start
 //! goes on to find, sits at the edge of a dense bulk.
 
+mod narrow;
+
 use crate::adjacency::Adjacency;
 use crate::laplacian::LaplacianOperator;
 use crate::random::SplitMix64;
@@ -119,22 +121,38 @@ pub fn extremes<G: Adjacency>(
 
     let tolerance = options.tolerance * laplacian.typical_scale();
     let max_steps = options.max_steps.min(dimension);
-    let [first, second] = options.seeds;
-    let (first, [low, lambda_max]) =
-        Krylov::run(laplacian, first, [End::Smallest, End::Largest], tolerance, max_steps);
-    let (second, [other_low]) =
-        Krylov::run(laplacian, second, [End::Smallest], tolerance, max_steps);
+    let (both, one) = ([End::Smallest, End::Largest], [End::Smallest]);
+    let starts = narrow::starts(laplacian, options.seeds, [&both, &one], tolerance, max_steps);
+    let [first, second] = match starts {
+        Some(starts) => {
+            starts.map(|(steps, vector)| (steps, Krylov::from_vector(laplacian, vector, max_steps)))
+        }
+        None => options.seeds.map(|seed| (0, Krylov::start(laplacian, seed, max_steps))),
+    };
+    let (first, [low, lambda_max]) = Krylov::run(laplacian, first, both, tolerance, max_steps);
+    // A second value as good as equal to the first has done its work, however it is certified.
+    let agrees = |other: &Certified| (other.value - low.value).abs() <= tolerance;
+    let other = (second.0 > 0).then(|| second.1.certify_start(laplacian)).filter(agrees);
+    let (second, other_low) = match other {
+        Some(other) => (second.0, other),
+        None => {
+            let (steps, [other]) = Krylov::run(laplacian, second, one, tolerance, max_steps);
+            (steps, other)
+        }
+    };
 
     let rounding = n as f64 * f64::EPSILON * lambda_max.value;
     let apart = (low.value - other_low.value).abs();
+    let settled = other_low.residual <= tolerance || agrees(&other_low);
+    let is_better = other_low.value < low.value && (other_low.residual <= tolerance || !settled);
     let found = Extremes {
         // One isolated node has a largest eigenvalue, 1, and no second-smallest.
-        fiedler: (n >= 2).then_some(if other_low.value < low.value { other_low } else { low }),
+        fiedler: (n >= 2).then_some(if is_better { other_low } else { low }),
         lambda_max: Some(lambda_max),
         seeds_agree: apart <= low.residual + other_low.residual + rounding,
         steps: first.max(second),
     };
-    if [low, other_low, lambda_max].iter().all(|c| c.residual <= tolerance) {
+    if settled && [low, lambda_max].iter().all(|c| c.residual <= tolerance) {
         Ok(found)
     } else {
         Err(Error::NotConverged { steps: found.steps, tolerance, found: Box::new(found) })
@@ -163,6 +181,8 @@ pub(crate) fn recurrence<G: Adjacency>(
 
 const FIRST_CHECK: usize = 16;
 const CHECK_EVERY: usize = 4;
+/// The first check behind steps in `f32`.
+const FIRST_CHECK_AFTER: usize = 5;
 
 /// One start's Krylov space.
 struct Krylov {
@@ -181,19 +201,19 @@ struct Krylov {
 
 impl Krylov {
     /// Iterates until the wanted ends are within the tolerance, or until there is
-    /// no going on, and returns the number of steps and the ends.
+    /// no going on, and returns the number of steps and the ends. So many steps were
+    /// taken before.
     fn run<G: Adjacency, const E: usize>(
         laplacian: &LaplacianOperator<'_, G>,
-        seed: u64,
+        (before, mut krylov): (usize, Self),
         ends: [End; E],
         tolerance: f64,
         max_steps: usize,
     ) -> (usize, [Certified; E]) {
-        let mut krylov = Self::start(laplacian, seed, max_steps);
         let mut product = vec![0.0; krylov.n];
         let mut scratch = Vec::new();
-        let mut next_check = FIRST_CHECK;
-        let mut step = 0;
+        let mut step = before;
+        let mut next_check = if before > 0 { before + FIRST_CHECK_AFTER } else { FIRST_CHECK };
         loop {
             step += 1;
             laplacian.product(krylov.last(), &mut product, &mut scratch);
@@ -202,7 +222,8 @@ impl Krylov {
             if !stop && step < next_check {
                 continue;
             }
-            next_check = step + (step / 8).max(CHECK_EVERY);
+            let every = if before > 0 { 1 } else { CHECK_EVERY };
+            next_check = step + ((step - before) / 8).max(every);
             if let Some(coefficients) = krylov.converged(ends, 0.5 * tolerance, stop) {
                 let found =
                     coefficients.map(|c| krylov.certify(laplacian, &c, &mut product, &mut scratch));
@@ -293,13 +314,12 @@ impl Krylov {
         product: &mut [f64],
         scratch: &mut Vec<f64>,
     ) -> Certified {
-        let vector = self.combine(coefficients);
-        laplacian.product(&vector, product, scratch);
-        let value = dot(&vector, product);
-        for (p, v) in product.iter_mut().zip(&vector) {
-            *p -= value * v;
-        }
-        Certified { value, residual: dot(product, product).sqrt() }
+        certify(laplacian, &self.combine(coefficients), product, scratch)
+    }
+
+    /// The certificate of the newest vector.
+    fn certify_start<G: Adjacency>(&self, laplacian: &LaplacianOperator<'_, G>) -> Certified {
+        certify(laplacian, self.last(), &mut vec![0.0; self.n], &mut Vec::new())
     }
 
     /// The unit vector with the given coefficients, clean of the null vector.
@@ -317,6 +337,21 @@ impl Krylov {
         }
         x
     }
+}
+
+/// `θ` and `ρ` of a unit vector.
+fn certify<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    vector: &[f64],
+    product: &mut [f64],
+    scratch: &mut Vec<f64>,
+) -> Certified {
+    laplacian.product(vector, product, scratch);
+    let value = dot(vector, product);
+    for (p, v) in product.iter_mut().zip(vector) {
+        *p -= value * v;
+    }
+    Certified { value, residual: dot(product, product).sqrt() }
 }
 
 /// Removes from `vector` its components along the orthonormal rows of `basis`

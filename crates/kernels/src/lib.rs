@@ -38,7 +38,7 @@ pub mod quadrature;
 pub mod signal;
 
 mod math;
-mod memory;
+pub mod memory;
 mod panels;
 mod product;
 mod tensor;
