@@ -371,6 +371,154 @@ fn a_preset_given_twice_has_its_rows_once() {
 }
 
 #[test]
+fn laplacians_and_presets_are_chosen_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = derivations(folder.path(), 4);
+    let words = |name: &str, more: &[&str]| {
+        let mut words: Vec<String> = ["spectral", "--quiet", "--json", "--model", "tiny-mixtral"]
+            .map(str::to_owned)
+            .to_vec();
+        words.extend(["--prompts", prompts.to_str().unwrap()].map(str::to_owned));
+        words.extend(["--out", folder.path().join(name).to_str().unwrap()].map(str::to_owned));
+        words.extend(more.iter().map(|word| (*word).to_owned()));
+        words
+    };
+    let more = ["--preset", "paper,library-0.3", "--laplacian", "random-walk,combinatorial"];
+    let shown = run(words("run", &more)).code(0).json();
+    let groups = shown["spectral"].as_array().unwrap();
+    let names: Vec<(&str, &str, bool)> = groups
+        .iter()
+        .filter(|group| group["layer"] == 3)
+        .map(|group| {
+            let text = |name: &str| group[name].as_str().unwrap();
+            (text("preset"), text("laplacian"), group["caveat"].is_string())
+        })
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("library-0.3", "combinatorial", true),
+            ("library-0.3", "random-walk", true),
+            ("paper", "combinatorial", false),
+            ("paper", "random-walk", false),
+        ]
+    );
+    // After the final norm the last layer's signal is another one; before, the same.
+    let energy = |preset: &str, layer: u64| {
+        let same = |g: &&Value| {
+            g["preset"] == preset && g["laplacian"] == "combinatorial" && g["layer"] == layer
+        };
+        groups.iter().find(same).unwrap()["means"]["rayleigh"].as_f64().unwrap()
+    };
+    assert_eq!(energy("paper", 2), energy("library-0.3", 2));
+    assert_ne!(energy("paper", 3), energy("library-0.3", 3));
+
+    let out = folder.path().join("run");
+    let rows =
+        run(["show", out.to_str().unwrap(), "spectral", "--rows", "64", "--json"]).code(0).json();
+    let column =
+        |name: &str| rows["columns"].as_array().unwrap().iter().position(|c| c == name).unwrap();
+    for row in rows["rows"].as_array().unwrap() {
+        let n = row[column("n_nodes")].as_u64().unwrap();
+        let kept = if row[column("preset")] == "paper" { n } else { n.min(50) };
+        assert_eq!(row[column("modes_retained")], kept, "{row}");
+    }
+    let text = run(words("run", &more).into_iter().filter(|word| word != "--json")).code(0).stdout;
+    assert!(text.contains("25 lowest") && text.contains("random-walk Laplacian"), "{text}");
+    let wrong = run(words("other", &["--laplacian", "normalized"])).code(2).stderr;
+    assert!(wrong.contains("symmetric-normalized"), "{wrong}");
+}
+
+/// The rows of a table as objects.
+fn rows(out: &Path, table: &str) -> Vec<serde_json::Map<String, Value>> {
+    let shown =
+        run(["show", out.to_str().unwrap(), table, "--rows", "1000", "--json"]).code(0).json();
+    let columns = shown["columns"].as_array().unwrap();
+    let row = |row: &Value| {
+        let names = columns.iter().map(|name| name.as_str().unwrap().to_owned());
+        names.zip(row.as_array().unwrap().iter().cloned()).collect()
+    };
+    shown["rows"].as_array().unwrap().iter().map(row).collect()
+}
+
+#[test]
+fn responses_are_looked_back_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = folder.path().join("p.jsonl");
+    let lines = concat!(
+        "{\"text\": \"Step 1: Add 904 and 275.\", \"response\": \" The sum is 1179.\"}\n",
+        "{\"text\": \"Step 1: Add 904 and 275. The sum is 1179.\"}\n",
+    );
+    std::fs::write(&prompts, lines).unwrap();
+    let model = ["--quiet", "--model", "tiny-mixtral", "--prompts", prompts.to_str().unwrap()];
+    let runs = [("spectral", &[][..]), ("capture", &["--hook", "blocks.*.attn.hook_pattern"][..])];
+    for (command, more) in runs {
+        let out = folder.path().join(command);
+        run([command, "--out", out.to_str().unwrap()].iter().chain(&model).chain(more)).code(0);
+    }
+    let spectral = folder.path().join("spectral");
+    let texts = rows(&spectral, "prompts");
+    assert_eq!(texts[0]["text"], texts[1]["text"]);
+    assert_eq!(texts[0]["n_tokens"], texts[1]["n_tokens"]);
+    assert!(texts[1]["n_context"].is_null());
+    let n_context = texts[0]["n_context"].as_u64().unwrap() as usize;
+    // The first token of the response begins where its text does.
+    let starts: Vec<Option<u64>> = rows(&spectral, "tokens")
+        .iter()
+        .filter(|row| row["prompt"] == "0")
+        .map(|row| row["start"].as_u64())
+        .collect();
+    assert_eq!(starts[n_context], Some(24));
+
+    let patterns = tensors(&folder.path().join("capture"));
+    let mut answered = 0;
+    for row in rows(&spectral, "attention") {
+        if row["prompt"] == "1" {
+            assert!(row["lookback_ratio"].is_null());
+            continue;
+        }
+        let (layer, head) = (row["layer"].as_u64().unwrap(), row["head"].as_u64().unwrap());
+        let (shape, values) = &patterns[&format!("0/blocks.{layer}.attn.hook_pattern")];
+        let n = shape[1];
+        let ratios = (n_context..n).map(|u| {
+            let row = &values[(head as usize * n + u) * n..][..n];
+            let mean =
+                |keys: &[f32]| keys.iter().map(|a| f64::from(*a)).sum::<f64>() / keys.len() as f64;
+            let (context, new) = (mean(&row[..n_context]), mean(&row[n_context..=u]));
+            context / (context + new)
+        });
+        let expected = ratios.sum::<f64>() / (n - n_context) as f64;
+        let got = row["lookback_ratio"].as_f64().unwrap();
+        assert!((got - expected).abs() <= 1e-5, "{got}, expected {expected}");
+        answered += 1;
+    }
+    assert_eq!(answered, 4 * 4); // layers × heads
+}
+
+#[test]
+fn layers_with_a_window_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ids, out) = (folder.path().join("ids.json"), folder.path().join("run"));
+    std::fs::write(&ids, serde_json::to_string(&(1..30).collect::<Vec<u32>>()).unwrap()).unwrap();
+    let words = paths(["spectral", "--quiet", "--token-ids"]);
+    run(words.chain([ids, "--out".into(), out.clone(), "--model".into(), golden("gemma3-a")]))
+        .code(0);
+    let windows: Vec<Option<u64>> =
+        rows(&out, "attention_layers").iter().map(|row| row["window"].as_u64()).collect();
+    assert!(windows.iter().any(Option::is_none) && windows.iter().flatten().all(|w| *w < 29));
+    for row in rows(&out, "attention") {
+        let number = |name: &str| row[name].as_f64().unwrap();
+        let (sink, visible) = (number("sink_max"), number("sink_visible_max"));
+        match windows[row["layer"].as_u64().unwrap() as usize] {
+            None => assert_eq!(sink, visible),
+            Some(_) => assert!(sink <= visible && visible <= 1.0 + 1e-6, "{row:?}"),
+        }
+        let same = number("sink_entropy") == number("sink_visible_entropy");
+        assert_eq!(same, windows[row["layer"].as_u64().unwrap() as usize].is_none(), "{row:?}");
+    }
+}
+
+#[test]
 fn a_text_of_one_repeated_token_has_no_controlled_signal() {
     let folder = tempfile::tempdir().unwrap();
     let ids = folder.path().join("ids.json");
@@ -401,4 +549,17 @@ fn a_pipe_that_closes_early_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_folder_may_have_any_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join(std::ffi::OsStr::from_bytes(b"run\xff"));
+    let words = ["routing", "--model", "tiny-mixtral", "--prompt", "1 + 1 = 2", "--json", "-q"];
+    let output = eigenlens().args(words).arg("--out").arg(&out).output().unwrap();
+    let printed = crate::support::Ran::new(&output).code(0).json();
+    assert!(printed["run"].as_str().unwrap().ends_with("run\u{fffd}"), "{printed}");
+    assert!(out.join("manifest.json").exists());
 }

@@ -57,11 +57,15 @@ Examples:
 Examples:
   eigenlens spectral --model tiny-mixtral --prompt '3 + 4 = 7' --out runs/one
   eigenlens spectral --model model.gguf --prompts texts.jsonl --preset controlled,paper --out runs/both
+  eigenlens spectral --model model.gguf --prompts texts.jsonl --prefix-step 32 --out runs/curves
   eigenlens spectral --model model.gguf --chat --date 2026-11-23 --prompts talks.jsonl --out runs/talks
 
 Presets:
   controlled  symmetric-normalized Laplacian; first token dropped; signal centred and scaled to unit rows
-  paper       combinatorial Laplacian; every token; raw residual stream; dense spectra")]
+  paper       combinatorial Laplacian; every token; raw residual stream; dense spectra
+  library-0.3 to compare with numbers that the paper's library published: symmetric-normalized
+              Laplacian; every token; raw residual stream, of the last layer after the final norm;
+              of more than 50 modes HFER and entropy take the 25 lowest and 25 highest alone")]
     Spectral(SpectralArgs),
     /// Measure how a mixture-of-experts model routes its tokens.
     #[command(
@@ -150,8 +154,9 @@ pub struct PromptArgs {
     /// A prompt; may be given several times.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
-    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id`;
-    /// .jsonl with --chat: `messages`, too), or `-` for standard input.
+    /// Prompts from a file (.txt: one per line; .jsonl, .parquet: `text` and optional `id` and
+    /// `response`, which follows the text as what a model answered; .jsonl with --chat:
+    /// `messages`, too), or `-` for standard input.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Token ids from a JSON file: a list, or a list of lists. Needs no tokenizer.
@@ -235,9 +240,34 @@ pub struct SpectralArgs {
     /// One or several presets.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "controlled")]
     pub preset: Vec<Preset>,
-    /// Dense spectra: HFER and entropies for every graph, not under `paper` alone.
+    /// One or several Laplacians, each with its rows under every preset [default: the preset's].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub laplacian: Vec<Laplacian>,
+    /// Dense spectra: HFER and entropies for every graph, under `controlled`, too.
     #[arg(long)]
     pub exact: bool,
+    /// The hidden score of every layer: mean log eigenvalue of the hidden states' Gram matrix.
+    #[arg(long)]
+    pub hidden_score: bool,
+    /// How graphs are held: in memory, or made anew from queries and keys at every product.
+    #[arg(long, value_enum, default_value_t = Graph::Auto)]
+    pub graph: Graph,
+    /// Measure the first N tokens of each prompt, too, for these N: rows in the table `prefixes`.
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "prefix_step")]
+    pub prefixes: Vec<std::num::NonZeroUsize>,
+    /// The same for every multiple of N.
+    #[arg(long, value_name = "N")]
+    pub prefix_step: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Graph {
+    /// Stored where one layer's patterns, graphs and Gram matrices of the longest prompt take up to 4 GiB.
+    Auto,
+    /// Stored: fast; memory grows with the square of the length.
+    Stored,
+    /// Made anew: memory grows with the length alone. The mean over heads, and heads that --heads names.
+    Recomputed,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -246,6 +276,19 @@ pub enum Preset {
     Controlled,
     /// As in the paper.
     Paper,
+    /// As in version 0.3 of the paper's library.
+    #[value(name = "library-0.3")]
+    Library03,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Laplacian {
+    /// D − W.
+    Combinatorial,
+    /// I − D^-½ W D^-½.
+    SymmetricNormalized,
+    /// I − D⁻¹W, with energies in its own inner product, weighted by degrees.
+    RandomWalk,
 }
 
 #[derive(Args)]

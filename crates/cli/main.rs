@@ -15,8 +15,9 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, CheckOptions, Fault, Form, Item, Job, ModelChoice, PromptSource, Special,
-    SpectralOptions, StoredType, Tokenization, WeightDtype, Written,
+    CaptureOptions, CheckOptions, Fault, Form, GraphChoice, Item, Job, Laplacian, ModelChoice,
+    Prefixes, PromptSource, Special, SpectralOptions, StoredType, Tokenization, WeightDtype,
+    Written,
 };
 use serde::Serialize;
 
@@ -107,11 +108,32 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     .map(|preset| match preset {
                         args::Preset::Controlled => engine::Preset::Controlled,
                         args::Preset::Paper => engine::Preset::Paper,
+                        args::Preset::Library03 => engine::Preset::Library03,
+                    })
+                    .collect(),
+                laplacians: spectral
+                    .laplacian
+                    .iter()
+                    .map(|laplacian| match laplacian {
+                        args::Laplacian::Combinatorial => Laplacian::Combinatorial,
+                        args::Laplacian::SymmetricNormalized => Laplacian::SymmetricNormalized,
+                        args::Laplacian::RandomWalk => Laplacian::RandomWalk,
                     })
                     .collect(),
                 exact: spectral.exact,
+                hidden_score: spectral.hidden_score,
                 layers: spectral.run.layers.clone(),
                 heads: spectral.heads.clone(),
+                graph: match spectral.graph {
+                    args::Graph::Auto => GraphChoice::Auto,
+                    args::Graph::Stored => GraphChoice::Stored,
+                    args::Graph::Recomputed => GraphChoice::Recomputed,
+                },
+                prefixes: match (spectral.prefix_step, spectral.prefixes.as_slice()) {
+                    (Some(step), _) => Prefixes::Every(step.get()),
+                    (None, []) => Prefixes::None,
+                    (None, lengths) => Prefixes::Lengths(lengths.iter().map(|t| t.get()).collect()),
+                },
             };
             run(shared, Job { spectral: Some(options), ..job(&spectral.run) })
         }

@@ -154,7 +154,10 @@ impl Print for Report {
 }
 
 fn spectral(layers: &[SpectralSummary], out: &mut dyn Write) -> Result<()> {
-    for group in layers.chunk_by(|a, b| a.preset == b.preset) {
+    let same = |a: &SpectralSummary, b: &SpectralSummary| {
+        (&a.preset, &a.laplacian) == (&b.preset, &b.laplacian)
+    };
+    for group in layers.chunk_by(same) {
         let Some(first) = group.first() else {
             continue;
         };
@@ -182,6 +185,9 @@ fn spectral(layers: &[SpectralSummary], out: &mut dyn Write) -> Result<()> {
         bands(&head, &rows, |name| name == "layer", out)?;
         let sum = |count: fn(&SpectralSummary) -> u64| group.iter().map(count).sum::<u64>();
         let (unconverged, disagreeing) = (sum(|l| l.unconverged), sum(|l| l.disagreeing));
+        if let Some(caveat) = &first.caveat {
+            writeln!(out, "Beware: {caveat}")?;
+        }
         if unconverged + disagreeing > 0 {
             writeln!(
                 out,

@@ -1,8 +1,8 @@
 """Golden values of the attention graph's spectrum, in float64 with numpy.
 
 Written from the definitions (graph and diagnostics: arXiv 2601.00791; LapEigvals:
-arXiv 2502.17598; log-determinant: LLM-Check, NeurIPS 2024), not from another
-package. Run: python tests/golden/spectral.py
+arXiv 2502.17598; log-determinant, hidden score: LLM-Check, NeurIPS 2024; lookback
+ratio: arXiv 2407.07071), not from another package. Run: python tests/golden/spectral.py
 
 Every input is a float32 number, so that the program under test reads the same.
 """
@@ -15,12 +15,10 @@ import numpy as np
 
 FIRST_K = 5
 HEAT_TIMES = [1, 2, 5]
-RUNS = [
-    ("controlled", "symmetric-normalized"),
-    ("controlled", "random-walk"),
-    ("paper", "combinatorial"),
-    ("paper", "random-walk"),
-]
+PRESETS = ["controlled", "paper", "library-0.3"]
+LAPLACIANS = ["combinatorial", "symmetric-normalized", "random-walk"]
+LIBRARY_ENDS = 25
+RIDGE = 0.001
 
 
 def softmax_rows(scores):
@@ -110,6 +108,7 @@ def spectrum(weights, signal, kind):
         "spectrum_mean": float(np.trace(matrix) / n) if n else None,
         "spectrum_variance": float(values.var()) if n else None,
         "mode_energies": modes.tolist(),
+        "modes_retained": n,
         "hfer": ratio(modes[n // 2 :].sum(), modes.sum()) if n else None,
         "hfer_at_1": ratio(modes[values >= 1.0 - 1e-12].sum(), modes.sum()),
         **{
@@ -145,16 +144,57 @@ def controlled(pattern, signal):
     return symmetric(pattern), signal.reshape(len(pattern), width), zero_rows
 
 
+def truncated(row):
+    """What replaces a row's ratios where the middle of its spectrum is thrown away."""
+    modes, values = np.array(row["mode_energies"]), row["eigenvalues"]
+    n = len(modes)
+    if n > 2 * LIBRARY_ENDS:
+        # Eigenvalues that coincide across a cut would leave open which are kept.
+        for cut in [LIBRARY_ENDS, n - LIBRARY_ENDS]:
+            assert values[cut] - values[cut - 1] > 1e-4
+        modes = np.concatenate([modes[:LIBRARY_ENDS], modes[n - LIBRARY_ENDS :]])
+    m = len(modes)
+    spectral_entropy = entropy(modes) if row["energy"] > 0.0 else None
+    return {
+        "modes_retained": m,
+        "hfer": ratio(modes[math.floor(0.9 * m) :].sum(), modes.sum()) if m else None,
+        "spectral_entropy": spectral_entropy,
+        "spectral_entropy_normalized": spectral_entropy / math.log(m)
+        if spectral_entropy is not None and m >= 2
+        else None,
+    }
+
+
 def preset_row(preset, kind, pattern, signal):
     if preset == "controlled":
         weights, signal, zero_rows = controlled(pattern, signal)
         return spectrum(weights, signal, kind) | {"zero_rows": zero_rows}
     zero_rows = int((np.linalg.norm(signal, axis=1) == 0.0).sum())
-    return spectrum(symmetric(pattern), signal, kind) | {"zero_rows": zero_rows}
+    row = spectrum(symmetric(pattern), signal, kind) | {"zero_rows": zero_rows}
+    return row | truncated(row) if preset == "library-0.3" else row
 
 
-def attention_row(pattern):
+def hidden_score(signal):
+    centred = signal - signal.mean(axis=1, keepdims=True)
+    return float(np.log(np.linalg.eigvalsh(centred @ centred.T + RIDGE * np.eye(len(signal)))).mean())
+
+
+def lookback_ratio(pattern, boundary):
+    """Mean over generated queries; null without one, and without a context."""
     n = len(pattern)
+    if boundary is None or not 0 < boundary < n:
+        return None
+    ratios = []
+    for u in range(boundary, n):
+        context, new = pattern[u, :boundary].mean(), pattern[u, boundary : u + 1].mean()
+        ratios.append(context / (context + new))
+    return float(np.mean(ratios))
+
+
+def attention_row(pattern, window, boundary):
+    n = len(pattern)
+    seen = [min(window or n, n - i) for i in range(n)]
+    visible = np.array([pattern[i:, i].sum() / seen[i] for i in range(n)])
     received = np.array([pattern[i:, i].sum() / (n - i) for i in range(n)])
     diagonal = np.diag(pattern)
     with np.errstate(divide="ignore"):
@@ -166,6 +206,10 @@ def attention_row(pattern):
         "sink_max": float(received.max()),
         "sink_argmax": int(received.argmax()),
         "sink_entropy": entropy(received),
+        "sink_visible_max": float(visible.max()),
+        "sink_visible_argmax": int(visible.argmax()),
+        "sink_visible_entropy": entropy(visible),
+        "lookback_ratio": lookback_ratio(pattern, boundary),
         "sink_top_values": received[order].tolist(),
         "sink_top_indices": order.tolist(),
         "first_token_mass": float(pattern[:, 0].mean()),
@@ -184,6 +228,10 @@ def attention_like(rng, n_heads, n_tokens, sink, sharpness):
     scores -= 0.15 * np.abs(distance)
     scores[:, :, 0] += sink
     return as_f32(softmax_rows(scores))
+
+
+BOUNDARIES = {"sink": 20, "sharp": 7, "one token": 1, "two tokens": 1, "three tokens": 0, "windowed": 4}
+WINDOWS = {"windowed": 5}
 
 
 def cases():
@@ -205,6 +253,17 @@ def cases():
     yield "two parts", blocks, as_f32(rng.standard_normal((8, 3)))
     yield "same rows", attention_like(rng, 1, 9, 1.0, 1.0), as_f32(np.tile(rng.standard_normal((1, 4)), (9, 1)))
     yield "zero signal", attention_like(rng, 1, 9, 1.0, 1.0), np.zeros((9, 4))
+    # More modes than a truncated spectrum keeps.
+    yield "long", attention_like(rng, 1, 61, 2.0, 2.0), as_f32(rng.standard_normal((61, 5)))
+    windowed = attention_like(rng, 2, 20, 2.0, 1.5)
+    windowed *= np.tril(np.ones((20, 20))) - np.tril(np.ones((20, 20)), -WINDOWS["windowed"])
+    windowed = as_f32(windowed / windowed.sum(axis=2, keepdims=True))
+    yield "windowed", windowed, as_f32(rng.standard_normal((20, 3)))
+    isolated = attention_like(rng, 1, 7, 0.0, 1.0)
+    isolated[0, 3, :] = isolated[0, :, 3] = 0.0
+    yield "isolated node", isolated, as_f32(rng.standard_normal((7, 4)))
+    even = np.tril(np.ones((1, 9, 9))) / np.arange(1, 10)[None, :, None]
+    yield "repeated token", as_f32(even), as_f32(np.tile(rng.standard_normal((1, 4)), (9, 1)))
 
 
 def main():
@@ -218,7 +277,7 @@ def main():
                 graphs.append(
                     {"head": head, "laplacian": kind} | spectrum(symmetric(pattern), signal, kind)
                 )
-            for preset, kind in RUNS:
+            for preset, kind in [(p, k) for p in PRESETS for k in LAPLACIANS]:
                 row = preset_row(preset, kind, pattern, signal)
                 del row["eigenvalues"], row["mode_energies"]
                 rows.append({"head": head, "preset": preset, "laplacian": kind} | row)
@@ -232,7 +291,12 @@ def main():
                 "signal": signal.reshape(-1).tolist(),
                 "graphs": graphs,
                 "presets": rows,
-                "attention": [attention_row(p) for p in patterns],
+                "window": WINDOWS.get(name),
+                "boundary": BOUNDARIES.get(name),
+                "attention": [
+                    attention_row(p, WINDOWS.get(name), BOUNDARIES.get(name)) for p in patterns
+                ],
+                "hidden_score": hidden_score(signal),
             }
         )
     path = pathlib.Path(__file__).with_suffix(".json")

@@ -45,6 +45,20 @@ pub enum Error {
         /// Absolute position of the piece's first token.
         offset: usize,
     },
+    /// A prefix that is not the beginning of a prompt.
+    #[error(
+        "prompt {request} has {n_tokens} tokens, and rotary frequencies change above {switch}: its beginning is not that of a prompt of {prefix}; choose prefixes above {switch}, or cut the prompt to {switch} tokens"
+    )]
+    Prefix {
+        /// The prompt.
+        request: u64,
+        /// Its tokens.
+        n_tokens: usize,
+        /// Tokens of the prefix.
+        prefix: usize,
+        /// The most tokens with the usual frequencies.
+        switch: usize,
+    },
     /// A layer ended before everything planned of it was recorded.
     #[error("`{point}` of prompt {request} was planned and not recorded")]
     Missing {

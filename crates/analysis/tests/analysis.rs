@@ -8,7 +8,7 @@ mod routing;
 mod spectral;
 
 use candle_core::Tensor;
-use hooks::{Activation, ActivationSink, Batch, HookPoint, Plan, Row, Site};
+use hooks::{Activation, ActivationSink, Batch, HookPoint, Plan, Row, Scope, Site};
 use serde_json::Value;
 
 /// The committed golden values of one script.
@@ -31,7 +31,8 @@ fn batch(rows: &[(u64, usize)]) -> Batch {
     Batch::new(rows.iter().map(row).collect()).unwrap()
 }
 
-/// Plays one layer to a sink as a forward pass would: only what is planned.
+/// Plays one layer to a sink as a forward pass would: only what is planned, and what
+/// belongs to no layer behind it.
 fn play(
     sink: &mut dyn ActivationSink,
     plan: &Plan,
@@ -40,12 +41,19 @@ fn play(
     tensors: &[(Site, Tensor)],
 ) -> hooks::Result<()> {
     sink.begin(batch)?;
-    for (site, tensor) in tensors {
+    for (site, tensor) in tensors.iter().filter(|(site, _)| site.scope() == Scope::Layer) {
         let point = HookPoint::layer(*site, layer);
         if plan.wants(point).is_some() {
             sink.record(point, &Activation::new(tensor, batch))?;
         }
     }
     sink.end_layer(layer)?;
+    for (point, tensor) in
+        tensors.iter().filter_map(|(site, tensor)| Some((HookPoint::model(*site)?, tensor)))
+    {
+        if plan.wants(point).is_some() {
+            sink.record(point, &Activation::new(tensor, batch))?;
+        }
+    }
     sink.end_batch()
 }

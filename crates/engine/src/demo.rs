@@ -1,6 +1,6 @@
 //! The demonstration: the built-in model on the built-in derivations.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use analysis::contrast::{Contrast, Pair};
@@ -13,7 +13,7 @@ use store::StoredType;
 use crate::job::{Job, ModelChoice};
 use crate::prompts::{Content, Prompt, PromptSource};
 use crate::recorders::capture::CaptureOptions;
-use crate::recorders::spectral::SpectralOptions;
+use crate::recorders::spectral::{GraphChoice, Prefixes, SpectralOptions};
 use crate::run::run;
 use crate::summary::{Report, Tables};
 use crate::tables::{prompts, spectral};
@@ -99,9 +99,8 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
         .lines()
         .map(|line| serde_json::from_str(line).map_err(Error::BuiltInPrompts))
         .collect::<Result<_>>()?;
-    let texts = derivations
-        .iter()
-        .map(|d| Prompt { id: d.id.clone(), content: Content::Text(d.text.clone()) });
+    let texts =
+        derivations.iter().map(|d| Prompt::new(d.id.clone(), Content::Text(d.text.clone())));
     let job = Job {
         model: ModelChoice {
             model: BuiltIn::TinyMixtral.name().to_owned(),
@@ -119,9 +118,13 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
         }),
         spectral: Some(SpectralOptions {
             presets: [Preset::Controlled, Preset::Paper].into(),
+            laplacians: BTreeSet::new(),
             exact: false,
+            hidden_score: false,
             layers: Selection::All,
             heads: Selection::All,
+            graph: GraphChoice::Auto,
+            prefixes: Prefixes::None,
         }),
         routing: Some(Selection::All),
         out: out.to_owned(),

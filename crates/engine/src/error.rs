@@ -170,6 +170,20 @@ pub enum Error {
     /// No prompt at all.
     #[error("there are no prompts; give at least one")]
     NoPrompts,
+    /// A prefix that is not the beginning of a prompt.
+    #[error(
+        "prompt `{id}` has {tokens} tokens, and this model's rotary frequencies change above {switch}: its beginning is not that of a prompt of {prefix}; choose prefixes above {switch}, or --max-tokens {switch}"
+    )]
+    PrefixSwitch {
+        /// The prompt's id.
+        id: String,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of the prefix.
+        prefix: usize,
+        /// The most tokens with the usual frequencies.
+        switch: usize,
+    },
     /// More prompts than a run takes.
     #[error("there are more than {limit} prompts; split them over several runs")]
     TooManyPrompts {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use analysis::routing::RoutingSink;
 use candle_core::Device;
-use hooks::Selection;
+use hooks::{ModelInfo, Selection};
 use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype, Written};
 use serde_json::{Value, json};
 
@@ -54,13 +54,20 @@ pub struct Job {
 
 impl Job {
     /// The recorders of what is measured. Each kind has its line here.
-    pub(crate) fn recorders(&self, writer: &WriterSlot) -> Vec<Box<dyn Recorder>> {
+    ///
+    /// The longest prompt has so many tokens.
+    pub(crate) fn recorders(
+        &self,
+        writer: &WriterSlot,
+        info: &ModelInfo,
+        longest: usize,
+    ) -> Vec<Box<dyn Recorder>> {
         let mut recorders: Vec<Box<dyn Recorder>> = Vec::new();
         if let Some(options) = &self.capture {
             recorders.push(Box::new(Capture::new(options.clone(), writer.clone())));
         }
         if let Some(options) = &self.spectral {
-            recorders.push(Box::new(options.sink()));
+            recorders.push(Box::new(options.sink(info, longest)));
         }
         if let Some(layers) = &self.routing {
             recorders.push(Box::new(RoutingSink::new(layers.clone())));

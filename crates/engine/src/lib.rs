@@ -22,7 +22,7 @@ mod summary;
 mod tables;
 mod tokens;
 
-pub use analysis::spectral::Preset;
+pub use analysis::spectral::{Laplacian, Preset};
 pub use candle_core::Device;
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};
@@ -37,7 +37,7 @@ pub use models::{
 pub use progress::{Progress, Silent};
 pub use prompts::{Content, Prompt, PromptSource};
 pub use recorders::capture::CaptureOptions;
-pub use recorders::spectral::SpectralOptions;
+pub use recorders::spectral::{GraphChoice, MAX_STORED, Prefixes, SpectralOptions};
 pub use run::{Outcome, run};
 pub use runner::{Date, Message, Special, WeightDtype, Written};
 pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};

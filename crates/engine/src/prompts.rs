@@ -37,6 +37,16 @@ pub struct Prompt {
     pub id: String,
     /// What the model is run on.
     pub content: Content,
+    /// What follows it and a model answered: it enters the model too, verbatim behind the
+    /// content, which is then the context. [`Content::Tokens`] has none.
+    pub response: Option<String>,
+}
+
+impl Prompt {
+    /// A prompt without a response.
+    pub fn new(id: impl Into<String>, content: Content) -> Self {
+        Self { id: id.into(), content, response: None }
+    }
 }
 
 /// Where prompts come from.
@@ -47,8 +57,8 @@ pub enum PromptSource {
     /// Texts given outright, numbered from 0.
     Texts(Vec<String>),
     /// A `.txt` file with one prompt per line, a `.jsonl` file with `text` or
-    /// `messages` and an optional `id` per line, or a `.parquet` file with columns
-    /// `text` and `id`.
+    /// `messages` and optional `response` and `id` per line, or a `.parquet` file with
+    /// columns `text`, `response` and `id`, of which the last two may be missing.
     File(PathBuf),
     /// Standard input: JSON lines if it starts with `{` and some line is a JSON
     /// object, else one prompt per line.
@@ -104,7 +114,7 @@ fn read_file(path: &Path) -> Result<Vec<Prompt>> {
 }
 
 fn number(contents: impl Iterator<Item = Content>) -> Result<Vec<Prompt>> {
-    bounded(contents.enumerate().map(|(i, content)| Ok(Prompt { id: i.to_string(), content })))
+    bounded(contents.enumerate().map(|(i, content)| Ok(Prompt::new(i.to_string(), content))))
 }
 
 /// As many prompts as a run takes, or an error before memory is taken for more.
@@ -169,6 +179,7 @@ fn is_json_lines(text: &str) -> bool {
 struct Line {
     text: Option<String>,
     messages: Option<Vec<LineMessage>>,
+    response: Option<String>,
     id: Option<Id>,
 }
 
@@ -264,7 +275,8 @@ fn read_json_lines(text: &str, path: &Path) -> Result<Vec<Prompt>> {
             (None, None) => return Err(fields("there is neither")),
             (Some(_), Some(_)) => return Err(fields("there are both")),
         };
-        Ok(Prompt { id: line.id.map_or_else(|| index.to_string(), |Id(id)| id), content })
+        let id = line.id.map_or_else(|| index.to_string(), |Id(id)| id);
+        Ok(Prompt { id, content, response: line.response })
     });
     bounded(prompts)
 }
@@ -375,6 +387,7 @@ fn check(prompts: Vec<Prompt>) -> Result<Vec<Prompt>> {
         if empty {
             return Err(Error::EmptyPrompt { id: prompt.id.clone() });
         }
+        let bytes = bytes.saturating_add(prompt.response.as_ref().map_or(0, String::len));
         if bytes > MAX_TEXT_BYTES {
             let (id, limit) = (prompt.id.clone(), MAX_TEXT_BYTES);
             return Err(Error::PromptBytes { id, bytes, limit });
@@ -404,7 +417,7 @@ mod tests {
     }
 
     fn text(id: &str, text: &str) -> Prompt {
-        Prompt { id: id.to_owned(), content: Content::Text(text.to_owned()) }
+        Prompt::new(id, Content::Text(text.to_owned()))
     }
 
     #[test]
@@ -423,6 +436,19 @@ mod tests {
     }
 
     #[test]
+    fn responses_stand_beside_texts() {
+        let lines = b"{\"text\":\"a\",\"response\":\" b\"}\n{\"text\":\"c\",\"response\":null}";
+        let answered = Prompt { response: Some(" b".to_owned()), ..text("0", "a") };
+        assert_eq!(read_bytes(".jsonl", lines).unwrap(), [answered, text("1", "c")]);
+        let wrong = read_bytes(".jsonl", b"{\"text\":\"a\",\"response\":[\"b\"]}").unwrap_err();
+        assert!(matches!(wrong, Error::PromptLine { line: 1, .. }), "{wrong}");
+        let long = "b".repeat(MAX_TEXT_BYTES);
+        let long = format!("{{\"text\":\"a\",\"response\":\"{long}\"}}");
+        let error = read_bytes(".jsonl", long.as_bytes()).unwrap_err();
+        assert!(matches!(error, Error::PromptBytes { .. }), "{error}");
+    }
+
+    #[test]
     fn json_lines_hold_conversations() {
         let line = r#"{"id":"c","messages":[{"role":"system","content":"s"},{"content":"u","role":"user"}]}"#;
         let message = |role: &str, content: &str| Message {
@@ -430,7 +456,7 @@ mod tests {
             content: content.to_owned(),
         };
         let content = Content::Messages(vec![message("system", "s"), message("user", "u")]);
-        let expected = [Prompt { id: "c".to_owned(), content }];
+        let expected = [Prompt::new("c", content)];
         assert_eq!(read_bytes(".jsonl", line.as_bytes()).unwrap(), expected);
 
         let found = |messages: &str| {
@@ -467,8 +493,9 @@ mod tests {
 
     #[test]
     fn parquet_columns_are_prompts() {
-        let columns: [(&str, ArrayRef); 2] = [
+        let columns: [(&str, ArrayRef); 3] = [
             ("id", Arc::new(Int64Array::from(vec![5, 6]))),
+            ("response", Arc::new(StringArray::from(vec![Some("c"), None]))),
             ("text", Arc::new(StringArray::from(vec!["a", "b"]))),
         ];
         let batch = RecordBatch::try_from_iter(columns).unwrap();
@@ -478,15 +505,13 @@ mod tests {
         writer.write(&batch).unwrap();
         writer.close().unwrap();
         let prompts = read(&PromptSource::File(path.to_path_buf())).unwrap();
-        assert_eq!(prompts, [text("5", "a"), text("6", "b")]);
+        let answered = Prompt { response: Some("c".to_owned()), ..text("5", "a") };
+        assert_eq!(prompts, [answered, text("6", "b")]);
     }
 
     #[test]
     fn token_ids_are_one_list_or_several() {
-        let tokens = |id: &str, ids: &[u32]| Prompt {
-            id: id.to_owned(),
-            content: Content::Tokens(ids.to_vec()),
-        };
+        let tokens = |id: &str, ids: &[u32]| Prompt::new(id, Content::Tokens(ids.to_vec()));
         let read_ids =
             |json: &[u8]| read(&PromptSource::TokenIds(file(".json", json).to_path_buf()));
         assert_eq!(read_ids(b"[1, 2]").unwrap(), [tokens("0", &[1, 2])]);

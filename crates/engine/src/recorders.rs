@@ -4,7 +4,7 @@ pub(crate) mod capture;
 pub(crate) mod spectral;
 
 use analysis::routing::RoutingSink;
-use analysis::spectral::SpectralSink;
+use analysis::spectral::{Prefixes, SpectralSink};
 use hooks::ActivationSink;
 use store::{PromptWriter, TableSchema};
 
@@ -23,12 +23,18 @@ pub(crate) trait Recorder: ActivationSink {
 
 impl Recorder for SpectralSink {
     fn tables(&self) -> &'static [TableSchema] {
+        use tables::prefixes::PREFIXES;
         use tables::spectral::{ATTENTION, ATTENTION_LAYERS, SPECTRAL};
-        &[SPECTRAL, ATTENTION, ATTENTION_LAYERS]
+        match self.options().prefixes {
+            Prefixes::None => &[SPECTRAL, ATTENTION, ATTENTION_LAYERS],
+            _ => &[SPECTRAL, ATTENTION, ATTENTION_LAYERS, PREFIXES],
+        }
     }
 
     fn end_prompt(&mut self, writer: &mut PromptWriter) -> Result<()> {
-        tables::spectral::write(&self.take(), writer)
+        let rows = self.take();
+        tables::spectral::write(&rows, writer)?;
+        tables::prefixes::write(&rows.prefixes, writer)
     }
 }
 

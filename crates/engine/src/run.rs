@@ -2,19 +2,21 @@
 //! committed before the next begins.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
+use analysis::spectral::Storage;
 use hooks::{Batch, Edits, Fanout, ModelInfo, Row};
 use runner::{Fingerprint, KvCache, Model, Resolved, Source, Tokenizer};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use store::{Options, Run, Start, TableSchema};
 
 use crate::job::Job;
 use crate::prompts::{Content, Prompt};
 use crate::recorders::Recorder;
 use crate::recorders::capture::{self, WriterSlot};
+use crate::recorders::spectral::{GraphChoice, SpectralOptions};
 use crate::tables::prompts;
 use crate::tokens::{Inputs, Lengths};
 use crate::{Error, Progress, Result, human};
@@ -22,7 +24,8 @@ use crate::{Error, Progress, Result, human};
 /// What a run did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The run folder.
+    /// The run folder; in JSON what is not Unicode in it is replaced.
+    #[serde(serialize_with = "as_text")]
     pub run: PathBuf,
     /// The model as it was named.
     pub model: String,
@@ -46,6 +49,10 @@ pub struct Outcome {
     pub tensors: u64,
     /// Bytes of tables and tensors.
     pub bytes: u64,
+}
+
+fn as_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    path.to_string_lossy().serialize(serializer)
 }
 
 /// Carries out a job, or what is left of it.
@@ -80,7 +87,12 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     }
 
     let writer: WriterSlot = Rc::new(RefCell::new(None));
-    let mut sinks = Fanout::new(job.recorders(&writer));
+    let longest = lengths.tokens.iter().copied().max().unwrap_or(0) as usize;
+    if let Some(options) = &job.spectral {
+        check_prefixes(options, &inputs, &lengths, &info)?;
+        announce_graphs(options, &info, longest, progress);
+    }
+    let mut sinks = Fanout::new(job.recorders(&writer, &info, longest));
     // A plan that this model cannot follow is refused before its weights are read.
     hooks::ActivationSink::plan(&mut sinks, &info)?;
     announce_size(job, &info, &lengths, progress)?;
@@ -146,8 +158,9 @@ fn each_prompt(
         prompts::write(&input, &mut prompt)?;
         *writer.borrow_mut() = Some(prompt);
         let row = Row { request: index, tokens: input.tokens, offset: 0 };
+        let batch = Batch::new(vec![row])?.with_boundaries(vec![input.n_context]);
         let forward = session.forward(
-            &Batch::new(vec![row])?,
+            &batch,
             runner::Input::Tokens,
             layers.clone(),
             &mut KvCache::off(),
@@ -177,6 +190,40 @@ pub(crate) fn load_tokenizer(source: &Source, prompts: &[Prompt]) -> Result<Opti
         Err(runner::Error::FileMissing { .. }) => Ok(None),
         Err(_) if prompts.iter().all(|p| matches!(p.content, Content::Tokens(_))) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses prefixes that are not the beginning of a longer prompt.
+fn check_prefixes(
+    options: &SpectralOptions,
+    inputs: &Inputs,
+    lengths: &Lengths,
+    info: &ModelInfo,
+) -> Result<()> {
+    for (prompt, &tokens) in inputs.prompts().iter().zip(&lengths.tokens) {
+        let tokens = tokens as usize;
+        let prefix = options.prefixes.beyond(tokens, info.frequency_switch);
+        if let (Some(prefix), Some(switch)) = (prefix, info.frequency_switch) {
+            return Err(Error::PrefixSwitch { id: prompt.id.clone(), tokens, prefix, switch });
+        }
+    }
+    Ok(())
+}
+
+/// Says that graphs are too large to be stored, where that was for the engine to choose.
+fn announce_graphs(
+    options: &SpectralOptions,
+    info: &ModelInfo,
+    longest: usize,
+    progress: &mut dyn Progress,
+) {
+    let chosen = options.storage(info, longest) == Storage::Recomputed;
+    if chosen && options.graph == GraphChoice::Auto {
+        let bytes = human::bytes(options.stored_bytes(info, longest));
+        progress.note(&format!(
+            "graphs of {longest} tokens would take {bytes} a layer: they are made anew at every \
+             product, that of the mean over heads unless --heads names some (see --graph)"
+        ));
     }
 }
 

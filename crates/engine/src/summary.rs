@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use analysis::spectral::Preset;
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{ArrowPrimitiveType, Float64Type, UInt32Type, UInt64Type};
@@ -35,6 +36,8 @@ pub struct SpectralSummary {
     pub preset: String,
     /// The Laplacian.
     pub laplacian: String,
+    /// What a reader of the preset's numbers must know.
+    pub caveat: Option<&'static str>,
     /// The layer.
     pub layer: u32,
     /// Prompts with a graph.
@@ -231,6 +234,10 @@ fn summarise_spectral(tables: &Tables<'_>) -> Result<Vec<SpectralSummary>> {
     Ok(found
         .into_iter()
         .map(|((preset, laplacian, layer), sums)| SpectralSummary {
+            caveat: Preset::ALL
+                .into_iter()
+                .find(|known| known.name() == preset)
+                .and_then(Preset::caveat),
             preset,
             laplacian,
             layer,

@@ -3,6 +3,7 @@
 //! One file per analysis; each declares its [`TableSchema`]s and converts that
 //! analysis's rows.
 
+pub mod prefixes;
 pub mod prompts;
 pub mod routing;
 pub mod spectral;

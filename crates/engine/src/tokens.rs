@@ -64,6 +64,8 @@ pub struct Input {
     pub spans: Vec<Option<(usize, usize)>>,
     /// Tokens cut off at the end.
     pub n_cut: usize,
+    /// Tokens before the response; `None` without one.
+    pub n_context: Option<usize>,
 }
 
 /// The prompts of a run, ready to be tokenized for one model.
@@ -124,6 +126,11 @@ impl Inputs {
             // Fits: bounded by the model's context.
             lengths.tokens.push(u32::try_from(input.tokens.len()).unwrap_or(u32::MAX));
             lengths.n_cut += usize::from(input.n_cut > 0);
+            if let Some(n) = input.n_context {
+                // No length: what follows it is a boundary.
+                digest.update(u64::MAX.to_le_bytes());
+                digest.update((n as u64).to_le_bytes());
+            }
             // Lengths before what varies in length, so that no two lists look alike.
             let text = input.text.as_deref().unwrap_or_default();
             for len in [input.tokens.len(), text.len()] {
@@ -147,9 +154,10 @@ impl Inputs {
                 strings: self.strings(ids),
                 spans: Vec::new(),
                 n_cut: 0,
+                n_context: None,
             },
             (Content::Text(text), Form::AsGiven) => {
-                self.tokenize(&prompt.id, text.clone(), self.options.special)?
+                self.tokenize(prompt, text.clone(), self.options.special)?
             }
             (Content::Messages(_), Form::AsGiven) => {
                 return Err(Error::Conversation { id: prompt.id.clone() });
@@ -159,10 +167,10 @@ impl Inputs {
             }
             (Content::Text(text), Form::Chat { date }) => {
                 let user = Message { role: "user".to_owned(), content: text.clone() };
-                self.converse(&prompt.id, &[user], date)?
+                self.converse(prompt, &[user], date)?
             }
             (Content::Messages(messages), Form::Chat { date }) => {
-                self.converse(&prompt.id, messages, date)?
+                self.converse(prompt, messages, date)?
             }
         };
         let limit = self.options.max_tokens.unwrap_or(usize::MAX);
@@ -170,35 +178,50 @@ impl Inputs {
         input.tokens.truncate(limit);
         input.strings.truncate(limit);
         input.spans.truncate(limit);
+        input.n_context = input.n_context.map(|n| n.min(limit));
         self.check(&input)?;
         Ok(input)
     }
 
-    fn tokenize(&self, id: &str, text: String, special: Special) -> Result<Input> {
+    /// A prompt's text and its response, tokenized as one: a token belongs to the context
+    /// if it begins there.
+    fn tokenize(&self, prompt: &Prompt, mut text: String, special: Special) -> Result<Input> {
+        let context = prompt.response.as_ref().map(|response| {
+            let characters = text.chars().count();
+            text.push_str(response);
+            characters
+        });
         let tokenizer = self.tokenizer.as_ref().ok_or(Error::NoTokenizer)?;
         let encoding = tokenizer.encode(&text, special)?;
         // An empty span is that of a token that is not in the text.
         let span = |(start, end)| (start < end).then_some((start, end));
+        let spans: Vec<_> = encoding.offsets.into_iter().map(span).collect();
+        let before = |end| {
+            let in_response = |span: &Option<(usize, usize)>| span.is_some_and(|(at, _)| at >= end);
+            spans.iter().position(in_response).unwrap_or(spans.len())
+        };
         Ok(Input {
-            id: id.to_owned(),
+            id: prompt.id.clone(),
             text: Some(text),
             tokens: encoding.ids,
             strings: encoding.tokens,
-            spans: encoding.offsets.into_iter().map(span).collect(),
             n_cut: 0,
+            n_context: context.map(before),
+            spans,
         })
     }
 
     /// A conversation as the model's template writes it, tokenized.
-    fn converse(&self, id: &str, messages: &[Message], date: Option<Date>) -> Result<Input> {
-        let chat = self.chat.as_ref().ok_or_else(|| Error::Conversation { id: id.to_owned() })?;
+    fn converse(&self, prompt: &Prompt, messages: &[Message], date: Option<Date>) -> Result<Input> {
+        let id = &prompt.id;
+        let chat = self.chat.as_ref().ok_or_else(|| Error::Conversation { id: id.clone() })?;
         let text = chat.render(messages, date).map_err(|error| match error {
             runner::Error::ChatRefused { message, .. } => {
-                Error::ChatRefused { id: id.to_owned(), message }
+                Error::ChatRefused { id: id.clone(), message }
             }
             error => error.into(),
         })?;
-        self.tokenize(id, text, Special::Omit)
+        self.tokenize(prompt, text, Special::Omit)
     }
 
     /// The vocabulary's spelling of given ids, if there is a tokenizer.

@@ -17,7 +17,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use peak_alloc::PeakAlloc;
-use testkit::hostile::{Limits, alone, campaign, change_bytes, change_json, check, scratch};
+use testkit::hostile::{Limits, Slot, alone, campaign, change_bytes, change_json, check, scratch};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -40,7 +40,10 @@ const JSON_WORDS: &[&str] =
 fn prompt_lines() {
     let _alone = alone();
     let folder = scratch();
-    let path = |ending: &str| folder.path().join(format!("prompts.{ending}"));
+    let slots = ["txt", "jsonl", "json"].map(|ending| {
+        let path = folder.path().join(format!("prompts.{ending}"));
+        (ending, Slot::new(&path), path)
+    });
     let seeds: [(&str, &[u8]); 5] = [
         ("jsonl", b"{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"u\"}],\"id\":3}\n"),
         ("txt", b"\xef\xbb\xbfone\n\n two \r\nthree \xf0\x9f\x99\x82\n"),
@@ -65,11 +68,12 @@ fn prompt_lines() {
             bytes
         },
         |bytes| {
-            let path = path(chosen.get());
-            write(&path, bytes);
-            read(&match chosen.get() {
-                "json" => PromptSource::TokenIds(path),
-                _ => PromptSource::File(path),
+            let (ending, slot, path) =
+                slots.iter().find(|(ending, ..)| *ending == chosen.get()).unwrap();
+            slot.put(bytes);
+            read(&match *ending {
+                "json" => PromptSource::TokenIds(path.clone()),
+                _ => PromptSource::File(path.clone()),
             })
         },
     );
@@ -117,18 +121,15 @@ fn parquet_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
-fn parquet_file(folder: &Path, bytes: &[u8]) -> PromptSource {
-    let path = folder.join("prompts.parquet");
-    write(&path, bytes);
-    PromptSource::File(path)
-}
-
 #[test]
 fn prompt_parquet() {
     let _alone = alone();
     let (folder, seeds) = (scratch(), parquet_seeds());
+    let path = folder.path().join("prompts.parquet");
+    let (slot, source) = (Slot::new(&path), PromptSource::File(path));
     for (number, seed) in seeds.iter().enumerate() {
-        read(&parquet_file(folder.path(), seed)).unwrap_or_else(|e| panic!("seed {number}: {e}"));
+        slot.put(seed);
+        read(&source).unwrap_or_else(|e| panic!("seed {number}: {e}"));
     }
     campaign(
         "prompt_parquet",
@@ -141,7 +142,10 @@ fn prompt_parquet() {
             change_bytes(random, &mut bytes, hot, &other);
             bytes
         },
-        |bytes| read(&parquet_file(folder.path(), bytes)),
+        |bytes| {
+            slot.put(bytes);
+            read(&source)
+        },
     );
 }
 

@@ -19,6 +19,8 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     rows: Vec<Row>,
+    /// One entry per row.
+    boundaries: Vec<Option<usize>>,
 }
 
 impl Batch {
@@ -33,8 +35,22 @@ impl Batch {
         }
         match rows.iter().position(|row| row.tokens.is_empty()) {
             Some(row) => Err(Error::EmptyBatch { row }),
-            None => Ok(Self { rows }),
+            None => Ok(Self { boundaries: vec![None; rows.len()], rows }),
         }
+    }
+
+    /// The same rows, each with the absolute position at which its context ends and what
+    /// the model generated begins; those for which the list is too short have none.
+    #[must_use]
+    pub fn with_boundaries(mut self, mut boundaries: Vec<Option<usize>>) -> Self {
+        boundaries.resize(self.rows.len(), None);
+        self.boundaries = boundaries;
+        self
+    }
+
+    /// For each row, the position that it was given by [`Batch::with_boundaries`].
+    pub fn boundaries(&self) -> &[Option<usize>] {
+        &self.boundaries
     }
 
     /// The rows.

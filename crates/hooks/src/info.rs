@@ -20,7 +20,7 @@ pub enum MlpInfo {
 }
 
 /// One layer of a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerInfo {
     /// Query heads.
     pub n_heads: usize,
@@ -30,6 +30,10 @@ pub struct LayerInfo {
     pub d_head: usize,
     /// Sliding window in tokens, the token itself included; `None` sees everything before it.
     pub window: Option<usize>,
+    /// What multiplies `q · k`.
+    pub scale: f64,
+    /// `c` of the scores' cap `c tanh(scale · q · k / c)`; `None`: they have none.
+    pub soft_cap: Option<f64>,
     /// Dense MLP or mixture of experts.
     pub mlp: MlpInfo,
     /// Attention and MLP read the same residual: there is no `hook_resid_mid`.
@@ -43,7 +47,7 @@ pub struct LayerInfo {
 }
 
 /// A model's family and sizes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
     /// The family, as `model_type` names it.
     pub family: String,
@@ -55,6 +59,10 @@ pub struct ModelInfo {
     pub n_ctx: usize,
     /// Whether learned position embeddings are added to the token embeddings.
     pub has_pos_embed: bool,
+    /// The most tokens of a sequence before the rotary frequencies of all its positions
+    /// change; `None` if they never do. A longer sequence does not begin as its first
+    /// tokens alone would.
+    pub frequency_switch: Option<usize>,
     /// The layers, first to last.
     pub layers: Vec<LayerInfo>,
     /// Modules of the Hugging Face model whose output is a hook point, with `{l}`
@@ -72,6 +80,8 @@ impl ModelInfo {
             n_kv_heads: 2,
             d_head: 8,
             window: None,
+            scale: 1.0 / 8.0_f64.sqrt(),
+            soft_cap: None,
             mlp,
             parallel_residual: false,
             pre_norms: true,
@@ -83,6 +93,7 @@ impl ModelInfo {
             d_vocab: 99,
             n_ctx: 64,
             has_pos_embed: false,
+            frequency_switch: None,
             layers: vec![
                 layer(MlpInfo::Dense { d_mlp: 64 }),
                 layer(MlpInfo::Mixture { n_experts: 4, k: 2 }),

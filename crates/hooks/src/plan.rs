@@ -45,7 +45,8 @@ pub struct Request {
 pub struct SummaryOptions {
     /// Number of latest keys that count as the window, the token itself included.
     pub window: usize,
-    /// First position after the context, for the lookback mass.
+    /// First position after the context, for the lookback mass, of every row that has
+    /// no boundary of its own ([`Batch::with_boundaries`](crate::Batch::with_boundaries)).
     pub boundary: Option<usize>,
 }
 

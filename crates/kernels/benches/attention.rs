@@ -29,9 +29,9 @@ fn attend(c: &mut Criterion) {
         let name = format!("{t} queries, {s} keys{capped}");
         let summary = Some(SummaryOptions { window: 10, boundary: Some(s / 2) });
         for (what, wants) in [
-            ("plain", AttentionWants { lse: false, summary: None }),
-            ("lse", AttentionWants { lse: true, summary: None }),
-            ("summary", AttentionWants { lse: false, summary }),
+            ("plain", AttentionWants::default()),
+            ("lse", AttentionWants { lse: true, ..AttentionWants::default() }),
+            ("summary", AttentionWants { summary, ..AttentionWants::default() }),
         ] {
             group.bench_function(BenchmarkId::new(what, &name), |b| {
                 b.iter(|| attention(&input, &options, &wants).unwrap());

@@ -12,6 +12,10 @@ use crate::graph::{LANES, SymmetricGraph};
 /// Vectors are padded with zeros to whole blocks of [`LANES`] nodes. Every result
 /// has the same bits for any number of threads.
 pub trait Adjacency: Sync {
+    /// Whether a product with [`LANES`] vectors costs little more than one with a single
+    /// vector, so that what can goes forward together.
+    const TOGETHER: bool = false;
+
     /// Number of nodes.
     fn n_nodes(&self) -> usize;
 

@@ -24,6 +24,7 @@
 #![allow(unsafe_code)]
 
 mod block;
+mod graph;
 mod keys;
 mod pattern;
 mod summary;
@@ -38,6 +39,7 @@ use crate::product::{Output, fill};
 use crate::tensor::{self, Values};
 use crate::{Error, Result};
 
+pub use graph::{AttentionFactors, RecomputedGraph};
 pub use pattern::{attention_pattern, attention_scores};
 
 const OP: &str = "attention";
@@ -72,11 +74,14 @@ pub struct AttentionInput<'a> {
 
 /// What is returned beside the output.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AttentionWants {
+pub struct AttentionWants<'a> {
     /// The log-sum-exp of each query's scores.
     pub lse: bool,
     /// The statistics of the pattern.
     pub summary: Option<SummaryOptions>,
+    /// For each row of the batch, a boundary of its own in place of the summary's; rows
+    /// for which the list is too short have none.
+    pub boundaries: &'a [Option<usize>],
 }
 
 /// The attention output, and what was wanted beside it. Beyond a row's valid length all are 0.
@@ -128,7 +133,8 @@ pub struct AttentionOutput {
 /// let input = AttentionInput { q: &q, k: &k, v: &v, lengths: &[3], offsets: &[0] };
 /// let options = AttentionOptions { scale: 1.0, window: None, soft_cap: None };
 /// let summary = Some(SummaryOptions { window: 1, boundary: None });
-/// let output = attention(&input, &options, &AttentionWants { lse: true, summary })?;
+/// let wants = AttentionWants { lse: true, summary, boundaries: &[] };
+/// let output = attention(&input, &options, &wants)?;
 ///
 /// assert_eq!(output.z.flatten_all()?.to_vec1::<f32>()?, [0.0, 1.0, 2.0]);
 /// let summary = output.summary.ok_or("wanted")?.get(0)?.get(0)?.to_vec2::<f32>()?;
@@ -156,6 +162,7 @@ pub fn attention(
     let beside = block::Beside {
         lse: wants.lse.then(|| Output::new(&mut lse)),
         summary: wants.summary.map(|options| (options, Output::new(&mut summary))),
+        boundaries: wants.boundaries,
     };
     let mut columns = Vec::new();
     let write = |z: Output| {

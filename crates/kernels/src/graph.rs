@@ -9,6 +9,8 @@
 //! what lets an eigenvalue of the stored graph be certified far below the
 //! precision of its weights.
 
+mod parts;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -26,6 +28,10 @@ const ROWS: usize = 4;
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 struct Tile([[f32; LANES]; ROWS]);
+
+impl Tile {
+    const ZERO: Self = Self([[0.0; LANES]; ROWS]);
+}
 
 /// One head's attention pattern: a square of rows with any row stride.
 ///
@@ -211,7 +217,7 @@ impl SymmetricGraph {
             ));
         }
         let n_blocks = n_nodes.div_ceil(LANES);
-        let mut tiles = vec![Tile([[0.0; LANES]; ROWS]); block_start(n_blocks)];
+        let mut tiles = vec![Tile::ZERO; block_start(n_blocks)];
         let mut blocks = Vec::with_capacity(n_blocks);
         let mut rest = tiles.as_mut_slice();
         for block in 0..n_blocks {
@@ -231,13 +237,7 @@ impl SymmetricGraph {
             fill(Reads::Both)?;
         }
 
-        let mut graph = Self { n_nodes, tiles, degrees: Vec::new() };
-        let ones = vec![1.0; graph.n_padded()];
-        let mut degrees = vec![0.0; graph.n_padded()];
-        graph.product(&ones, &mut degrees);
-        degrees[n_nodes..].fill(0.0);
-        graph.degrees = degrees;
-        Ok(graph)
+        Ok(Self::with_degrees(n_nodes, tiles))
     }
 
     /// Number of nodes.
@@ -761,5 +761,42 @@ impl<F: Fn(usize, usize, [f64; LANES]) -> [f64; LANES]> pulp::NullaryFnOnce
             }
         }
         total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PatternView, SymmetricGraph};
+    use crate::random::SplitMix64;
+
+    #[test]
+    fn products_in_f32_are_those_in_f64_rounded() {
+        let mut random = SplitMix64::new(1);
+        for n in [1, 7, 8, 9, 65, 130] {
+            let a: Vec<f32> = (0..n * n)
+                .map(|at| if at % n <= at / n { random.next_symmetric().abs() as f32 } else { 0.0 })
+                .collect();
+            let graph = SymmetricGraph::from_pattern(PatternView::new(&a, n, n).unwrap()).unwrap();
+            let padded = graph.n_padded();
+            for columns in [1, 2, 3, 4, 8, 9] {
+                let mut x = vec![0.0f32; columns * padded];
+                for column in x.chunks_exact_mut(padded) {
+                    column[..n].fill_with(|| random.next_symmetric() as f32);
+                }
+                let mut y = vec![f32::NAN; x.len()];
+                graph.narrow_product(&x, &mut y);
+                for (x, y) in x.chunks_exact(padded).zip(y.chunks_exact(padded)) {
+                    let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+                    let mut expected = vec![0.0; padded];
+                    graph.product(&wide, &mut expected);
+                    for (y, expected) in y.iter().zip(&expected) {
+                        // Sums of n terms of at most a half.
+                        let tolerance = 0.5 * f64::from(f32::EPSILON) * n as f64;
+                        let apart = (f64::from(*y) - expected).abs();
+                        assert!(apart <= tolerance, "{n} nodes, {columns} columns: {apart:e}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -18,8 +18,13 @@
 //! the second start is the shorter one: the Fiedler value stands apart from the
 //! rest of the spectrum, while the largest eigenvalue, which the first start
 //! goes on to find, sits at the edge of a dense bulk.
+//!
+//! On a stored graph most steps are taken in `f32`, see [`narrow`]: the `f64` steps
+//! start from what they found. The second start is followed until its θ equals the
+//! first to the tolerance, or ρ is within it.
 
 mod narrow;
+mod together;
 
 use crate::adjacency::Adjacency;
 use crate::laplacian::LaplacianOperator;
@@ -34,7 +39,8 @@ pub struct LanczosOptions {
     /// [`LaplacianOperator::typical_scale`]: absolute for the normalized
     /// Laplacian, in mean degrees for the combinatorial one.
     pub tolerance: f64,
-    /// Most steps from either start. Memory is `steps · n · 8` bytes.
+    /// Most steps from either start; at most half of them in `f32`. Memory is at most
+    /// `steps · n · 8` bytes.
     pub max_steps: usize,
     /// Seeds of the two starting vectors.
     pub seeds: [u64; 2],
@@ -64,7 +70,8 @@ pub struct Extremes {
     /// The largest eigenvalue, from the first start; `None` without nodes.
     pub lambda_max: Option<Certified>,
     /// Whether both starts found the same Fiedler value:
-    /// `|θ₁ − θ₂| ≤ ρ₁ + ρ₂ + n ε λ_max`, ε the rounding unit of `f64`.
+    /// `|θ₁ − θ₂| ≤ ρ₁ + ρ₂ + n ε λ_max`, ε the rounding unit of `f64`. Where ρ₂ is
+    /// above the tolerance, `|θ₁ − θ₂|` is within it.
     pub seeds_agree: bool,
     /// Steps of the start that took longer.
     pub steps: usize,
@@ -87,8 +94,10 @@ pub struct Extremes {
 /// ```
 ///
 /// # Numerics
-/// `f64` throughout, every new vector orthogonalised against all earlier ones
-/// and the null vector. The bits depend on the graph and the options alone.
+/// Values and residuals in `f64`, every new vector orthogonalised against all earlier
+/// ones and the null vector. Steps in `f32` come before those in `f64` on a stored graph
+/// of 64 nodes or more, and count as steps; they change what those start from, not what
+/// they must reach. The bits depend on the graph and the options alone.
 /// A disconnected graph has a Fiedler value of 0 up to rounding, of either sign.
 ///
 /// # Errors
@@ -121,29 +130,16 @@ pub fn extremes<G: Adjacency>(
 
     let tolerance = options.tolerance * laplacian.typical_scale();
     let max_steps = options.max_steps.min(dimension);
-    let (both, one) = ([End::Smallest, End::Largest], [End::Smallest]);
-    let starts = narrow::starts(laplacian, options.seeds, [&both, &one], tolerance, max_steps);
-    let [first, second] = match starts {
-        Some(starts) => {
-            starts.map(|(steps, vector)| (steps, Krylov::from_vector(laplacian, vector, max_steps)))
-        }
-        None => options.seeds.map(|seed| (0, Krylov::start(laplacian, seed, max_steps))),
+    let ((first, [low, lambda_max]), (second, [other_low])) = if G::TOGETHER {
+        together::run(laplacian, options.seeds, tolerance, max_steps)
+    } else {
+        one_by_one(laplacian, options.seeds, tolerance, options.max_steps, dimension)
     };
-    let (first, [low, lambda_max]) = Krylov::run(laplacian, first, both, tolerance, max_steps);
     // A second value as good as equal to the first has done its work, however it is certified.
-    let agrees = |other: &Certified| (other.value - low.value).abs() <= tolerance;
-    let other = (second.0 > 0).then(|| second.1.certify_start(laplacian)).filter(agrees);
-    let (second, other_low) = match other {
-        Some(other) => (second.0, other),
-        None => {
-            let (steps, [other]) = Krylov::run(laplacian, second, one, tolerance, max_steps);
-            (steps, other)
-        }
-    };
+    let settled = other_low.residual <= tolerance || agree(&low, &other_low, tolerance);
 
     let rounding = n as f64 * f64::EPSILON * lambda_max.value;
     let apart = (low.value - other_low.value).abs();
-    let settled = other_low.residual <= tolerance || agrees(&other_low);
     let is_better = other_low.value < low.value && (other_low.residual <= tolerance || !settled);
     let found = Extremes {
         // One isolated node has a largest eigenvalue, 1, and no second-smallest.
@@ -157,6 +153,40 @@ pub fn extremes<G: Adjacency>(
     } else {
         Err(Error::NotConverged { steps: found.steps, tolerance, found: Box::new(found) })
     }
+}
+
+/// The first start for both ends, and the second for the smallest eigenvalue.
+fn one_by_one<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    seeds: [u64; 2],
+    tolerance: f64,
+    max_steps: usize,
+    dimension: usize,
+) -> ((usize, [Certified; 2]), (usize, [Certified; 1])) {
+    // Where the whole space can be had, f64 may have it, whatever came before.
+    let last = |before: usize| max_steps.min(before + dimension);
+    let (both, one) = ([End::Smallest, End::Largest], [End::Smallest]);
+    let starts = narrow::starts(laplacian, seeds, [&both, &one], tolerance, last(0));
+    let [first, second] = match starts {
+        Some(starts) => {
+            starts.map(|(steps, vector)| (steps, Krylov::from_vector(laplacian, vector, max_steps)))
+        }
+        None => seeds.map(|seed| (0, Krylov::start(laplacian, seed, last(0)))),
+    };
+    let most = last(first.0);
+    let first = Krylov::run(laplacian, first, both, tolerance, most);
+    if second.0 > 0 {
+        let other = second.1.certify_start(laplacian);
+        if agree(&first.1[0], &other, tolerance) {
+            return (first, (second.0, [other]));
+        }
+    }
+    let most = last(second.0);
+    (first, Krylov::run(laplacian, second, one, tolerance, most))
+}
+
+fn agree(one: &Certified, other: &Certified, tolerance: f64) -> bool {
+    (one.value - other.value).abs() <= tolerance
 }
 
 /// Diagonal and couplings of the tridiagonal matrix of a start vector, in the

@@ -32,13 +32,14 @@ pub mod adjacency;
 pub mod eigh;
 pub mod graph;
 pub mod heat;
+pub mod hidden_score;
 pub mod lanczos;
 pub mod laplacian;
 pub mod quadrature;
 pub mod signal;
 
 mod math;
-pub mod memory;
+mod memory;
 mod panels;
 mod product;
 mod tensor;

@@ -29,17 +29,3 @@ pub(crate) fn prefer_large_pages<T>(room: &mut [MaybeUninit<T>]) {
     #[cfg(not(target_os = "linux"))]
     let _ = room;
 }
-
-/// Has the process keep memory that was freed for what it needs next, up to 256 MiB,
-/// instead of giving it back page by page and asking for it anew.
-///
-/// A run frees and makes buffers of the same sizes for every layer. For a program's
-/// start; elsewhere than with glibc it does nothing.
-pub fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets two numbers of the allocator; refused values change nothing.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
-    }
-}

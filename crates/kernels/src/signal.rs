@@ -20,6 +20,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::adjacency::Adjacency;
+use crate::attention::RecomputedGraph;
 use crate::eigh::Eigen;
 use crate::graph::LANES;
 use crate::laplacian::{Laplacian, LaplacianOperator};
@@ -177,6 +178,14 @@ impl Signal {
     pub fn without_first(mut self) -> Self {
         self.values.drain(..self.d.min(self.values.len()));
         self.n_nodes = self.n_nodes.saturating_sub(1);
+        self
+    }
+
+    /// The signal on the first `n` nodes, or on all if there are fewer.
+    #[must_use]
+    pub fn leading(mut self, n: usize) -> Self {
+        self.n_nodes = self.n_nodes.min(n);
+        self.values.truncate(self.n_nodes * self.d);
         self
     }
 
@@ -420,6 +429,46 @@ pub fn dirichlet_energy<G: Adjacency>(
     Ok(own - 2.0 * cross)
 }
 
+/// As [`energy`], of the signal itself: nothing is as large as a Gram matrix.
+///
+/// # Errors
+/// [`Error::Shape`] unless the signal has one row per node.
+pub fn energy_of<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    signal: &Signal,
+) -> Result<f64> {
+    Ok(signal.in_coordinates_of(laplacian)?.energy())
+}
+
+/// As [`dirichlet_energy`], of the signal itself on a graph that is not stored.
+///
+/// # Numerics
+/// As [`dirichlet_energy`]: `f64`, the same sum in another order.
+///
+/// # Errors
+/// [`Error::Shape`] unless the signal has one row per node.
+pub fn dirichlet_energy_of(
+    laplacian: &LaplacianOperator<'_, RecomputedGraph>,
+    signal: &Signal,
+) -> Result<f64> {
+    if signal.n_nodes != laplacian.n_nodes() {
+        return Err(rows_per_node("dirichlet energy", laplacian, signal.n_nodes));
+    }
+    if laplacian.kind() == Laplacian::RandomWalk {
+        let combinatorial = LaplacianOperator::new(laplacian.graph(), Laplacian::Combinatorial);
+        return dirichlet_energy_of(&combinatorial, signal);
+    }
+    let mut scaled = signal.values.clone();
+    let rows = || signal.values.chunks_exact(signal.d.max(1));
+    for (row, scale) in scaled.chunks_exact_mut(signal.d.max(1)).zip(laplacian.padded_scale()) {
+        row.iter_mut().for_each(|value| *value *= scale);
+    }
+    let cross = laplacian.graph().cross_energy(&scaled, signal.d)?;
+    let own = laplacian.diagonal().into_iter().zip(rows());
+    let own: f64 = own.map(|(value, row)| value * row.iter().map(|v| v * v).sum::<f64>()).sum();
+    Ok(own - 2.0 * cross)
+}
+
 /// Rayleigh quotient `Tr(XᵀLX)/‖X‖²`: high is rough. Null for a zero signal.
 pub fn rayleigh_quotient(dirichlet: f64, energy: f64) -> Value {
     if energy == 0.0 {
@@ -505,11 +554,38 @@ pub fn mode_energies(eigen: &Eigen, signal: &Signal) -> Result<Vec<f64>> {
 /// # References
 /// arXiv 2601.00791.
 pub fn high_frequency_energy_ratio(energies: &[f64]) -> Value {
+    energy_share_of_modes(energies, energies.len() / 2)
+}
+
+/// Share of the energy in the modes from number `first` on, `Σ_{k ≥ first} e_k / Σ e_k`;
+/// 0 where there are no such modes. Null for a zero signal.
+///
+/// ```
+/// assert_eq!(kernels::signal::energy_share_of_modes(&[1.0, 2.0, 1.0], 2), Ok(0.25));
+/// ```
+pub fn energy_share_of_modes(energies: &[f64], first: usize) -> Value {
     let total: f64 = energies.iter().sum();
     if total == 0.0 {
         return Err(Null::ZeroSignal);
     }
-    Ok(energies[energies.len() / 2..].iter().sum::<f64>() / total)
+    Ok(energies.iter().skip(first).sum::<f64>() / total)
+}
+
+/// The energies that a truncated spectrum keeps: those of the `ends` lowest and the
+/// `ends` highest modes, of all where there are no more than that.
+///
+/// ```
+/// use kernels::signal::outer_modes;
+/// assert_eq!(outer_modes(&[1.0, 2.0, 3.0, 4.0, 5.0], 2), [1.0, 2.0, 4.0, 5.0]);
+/// assert_eq!(outer_modes(&[1.0, 2.0, 3.0], 2), [1.0, 2.0, 3.0]);
+/// ```
+///
+/// # Numerics
+/// Where eigenvalues coincide across a cut, which modes are kept is arbitrary.
+pub fn outer_modes(energies: &[f64], ends: usize) -> Vec<f64> {
+    let low = ends.min(energies.len());
+    let high = energies.len().saturating_sub(ends).max(low);
+    [&energies[..low], &energies[high..]].concat()
 }
 
 /// High-frequency energy ratio at a fixed eigenvalue, `Σ_{λ_k ≥ cut} e_k / Σ e_k`:

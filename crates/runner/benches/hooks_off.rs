@@ -80,7 +80,7 @@ impl Bare {
             let v = heads(768, 3);
             let input = AttentionInput { q: &q, k: &k, v: &v, lengths: &[t], offsets: &[0] };
             let options = AttentionOptions { scale: 0.125, window: None, soft_cap: None };
-            let wants = AttentionWants { lse: false, summary: None };
+            let wants = AttentionWants::default();
             let z = attention(&input, &options, &wants).unwrap().z;
             x = (x + out.forward(&z.reshape((1, t, 576)).unwrap()).unwrap()).unwrap();
             let fused = gate_up.forward(&rms_norm(&x, &self.norm, 1e-5).unwrap()).unwrap();

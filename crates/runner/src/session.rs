@@ -85,12 +85,12 @@ impl<'m> Session<'m> {
         }
         edits.rules().iter().try_for_each(check_kind)?;
         let last = self.last(&layers, cache);
-        let switch = self.model.decoder.frequency_switch();
+        let switch = self.model.info().frequency_switch;
         let mut run = layers.clone().take_while(|layer| *layer < last);
         run.try_for_each(|layer| cache.check(layer, batch, switch))?;
 
         sink.begin(batch)?;
-        let mut pass = Pass::new(&self.plan, edits, batch, sink);
+        let mut pass = Pass::new(&self.model.info().layers, &self.plan, edits, batch, sink);
         if !self.plan.is_empty() || cache.keeps() {
             self.run(input, layers.start..last, cache, &mut pass)?;
         }

@@ -4,11 +4,16 @@
 //! number. Whatever a reader is given, it must answer within [`Limits`], with a
 //! value or with an error whose message a terminal can show. A test that uses this
 //! declares `peak_alloc::PeakAlloc` as its global allocator, and holds [`alone`].
+//!
+//! Campaigns of millions of inputs set [`USED`]: every input is still given to its
+//! reader, but what was accepted is put to use ([`used`]) for one input number in so
+//! many only, and everything runs on one thread.
 
 use std::cell::{Cell, RefCell};
-use std::io::{Seek, Write};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +23,8 @@ use peak_alloc::PeakAlloc;
 pub const INPUTS: &str = "HOSTILE_INPUTS";
 /// The number of the first input.
 pub const FIRST: &str = "HOSTILE_FIRST";
+/// Of how many accepted inputs one is also put to use; each, if it is not set.
+pub const USED: &str = "HOSTILE_USED";
 
 /// A reproducible source of choices: splitmix64.
 #[derive(Clone, Debug)]
@@ -299,6 +306,7 @@ pub struct Tally {
 }
 
 thread_local! {
+    static USE: Cell<bool> = const { Cell::new(true) };
     static INSIDE: Cell<bool> = const { Cell::new(false) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
@@ -323,6 +331,35 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether this input, once accepted, is to be put to use: a model run, a text
+/// tokenized. Told by the input's number alone.
+pub fn used() -> bool {
+    USE.get()
+}
+
+/// A file that takes one input after another. Its pages are kept, which is several
+/// times cheaper than a new file for each.
+#[derive(Debug)]
+pub struct Slot {
+    file: File,
+    len: Cell<usize>,
+}
+
+impl Slot {
+    /// An empty file at a path.
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self { file: File::create(path).expect("a file"), len: Cell::new(0) }
+    }
+
+    /// Puts these bytes in place of the file's.
+    pub fn put(&self, bytes: &[u8]) {
+        self.file.write_all_at(bytes, 0).expect("a written file");
+        if self.len.replace(bytes.len()) > bytes.len() {
+            self.file.set_len(bytes.len() as u64).expect("a shorter file");
+        }
+    }
+}
+
 fn environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number of inputs"))
 }
@@ -341,15 +378,29 @@ pub fn campaign(
     mut read: impl FnMut(&[u8]) -> Result<(), String>,
 ) -> Tally {
     let (first, inputs) = (environment(FIRST).unwrap_or(0), environment(INPUTS).unwrap_or(inputs));
+    let one_in = environment(USED);
+    // Work this small takes longer to hand to other threads than to do.
+    let _thread = one_in.map(|_| {
+        rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build().expect("a pool")
+    });
     // Where it was, if the process does not survive.
     let folder = folder();
-    let mut place = std::fs::File::create(folder.join(format!("{name}.at"))).expect("a file");
+    let place = Slot::new(folder.join(format!("{name}.at")));
     let (started, mut tally) = (Instant::now(), Tally::default());
+    let held = PeakAlloc.current_usage();
     for number in first..first + inputs {
-        place.rewind().and_then(|()| write!(place, "{number:20}")).expect("a file");
+        place.put(format!("{number:20}").as_bytes());
+        USE.set(number.is_multiple_of(one_in.unwrap_or(1).max(1)));
         let salt = name.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(131) + u64::from(byte));
         let bytes = make(&mut Random::new(number ^ salt << 40));
-        match check(&bytes, limits, &mut read) {
+        let answer = check(&bytes, limits, &mut read).and_then(|accepted| {
+            let left = PeakAlloc.current_usage().saturating_sub(held + bytes.capacity());
+            if left > limits.memory {
+                return Err(format!("{left} bytes stay held since the campaign began"));
+            }
+            Ok(accepted)
+        });
+        match answer {
             Ok(true) => tally.accepted += 1,
             Ok(false) => tally.refused += 1,
             Err(problem) => {
@@ -365,6 +416,7 @@ pub fn campaign(
             }
         }
     }
+    USE.set(true);
     println!(
         "{name}: inputs {first}..{}, {} accepted, {} refused, {:.1} s",
         first + inputs,

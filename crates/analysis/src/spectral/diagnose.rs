@@ -1,16 +1,26 @@
 //! From a pattern and a signal to rows.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use candle_core::{DType, Tensor};
 use hooks::{HookPoint, Site};
-use kernels::eigh::{Eigen, eigh};
+use kernels::adjacency::Adjacency;
+use kernels::attention::{AttentionFactors, RecomputedGraph};
+use kernels::eigh::Eigen;
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::LaplacianOperator;
-use kernels::signal::{self, Gram, Null, Signal};
+use kernels::signal::{self, Null, Signal};
 use rayon::prelude::*;
 
-use super::{Exactness, HEAT_TIMES, HFER_CUT, NullReason, Preset, Run, Source, SpectralRow};
+use super::measured::Measured;
+use super::{
+    Exactness, HEAT_TIMES, HFER_CUT, LIBRARY_ENDS, NullReason, PrefixRow, Preset, Run, Source,
+    SpectralRow,
+};
 use crate::{Error, Result};
 
 /// Diagnoses one layer of one prompt: no model needed.
@@ -19,7 +29,8 @@ use crate::{Error, Result};
 ///
 /// # Shapes
 /// `pattern` is `[head, query_pos, key_pos]`, its `n`-th entry being head
-/// `heads[n]`; `signal` is `[pos, d_model]` with as many positions.
+/// `heads[n]`; `signal` is `[pos, d_model]` with as many positions: what
+/// [`Preset::signal`] names, which at the last layer is not the same for every preset.
 ///
 /// ```
 /// use analysis::spectral::{Preset, Source, spectra};
@@ -68,14 +79,67 @@ pub fn spectra(
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
     let graphs = build_graphs(source, pattern, heads, heads, runs)?;
-    finish(source, &graphs, &read_signal(source, signal)?, lanczos)
+    let signal = read_signal(HookPoint::layer(Site::ResidPost, source.layer), source, signal)?;
+    finish(source, &graphs, |_| Ok(&signal), lanczos)
 }
 
 /// A graph and what it is of.
-pub(super) struct LayerGraph {
+pub(super) struct LayerGraph<G = SymmetricGraph> {
     run: Run,
     head: Option<usize>,
-    graph: SymmetricGraph,
+    graph: G,
+}
+
+/// The graphs that the runs want, none of them stored.
+pub(super) fn recomputed_graphs(
+    source: Source,
+    factors: &Arc<AttentionFactors>,
+    wanted: &[usize],
+    runs: &[Run],
+) -> Result<Vec<LayerGraph<RecomputedGraph>>> {
+    let all = 0..factors.n_heads();
+    let graphs = runs.iter().flat_map(|run| {
+        let heads = wanted.iter().filter(|_| run.graphs.has_heads());
+        let heads = heads.map(|&head| (Some(head), head..head + 1));
+        heads.chain(run.graphs.has_mean().then(|| (None, all.clone()))).map(move |(head, heads)| {
+            let first = run.preset.first_token().min(factors.n_tokens());
+            let graph = RecomputedGraph::new(factors.clone(), heads, first..factors.n_tokens());
+            Ok(LayerGraph { run: *run, head, graph: graph.map_err(kernel_error(source))? })
+        })
+    });
+    graphs.collect()
+}
+
+/// Diagnoses the prefixes of these lengths, one after another: from graphs and signals
+/// of the whole prompt.
+pub(super) fn finish_prefixes<'s, G: Measured>(
+    source: Source,
+    graphs: &[LayerGraph<G>],
+    signal: impl Fn(Preset) -> Result<&'s Signal>,
+    lengths: &[usize],
+    lanczos: &LanczosOptions,
+) -> Result<Vec<PrefixRow>> {
+    let mut rows = Vec::new();
+    for &prefix in lengths {
+        let graphs = graphs.iter().map(|LayerGraph { run, head, graph }| {
+            let n = prefix - run.preset.first_token().min(prefix);
+            let graph = graph.leading(n).map_err(kernel_error(source))?;
+            Ok(LayerGraph { run: *run, head: *head, graph })
+        });
+        let graphs: Vec<LayerGraph<G>> = graphs.collect::<Result<_>>()?;
+        let signals = presets(&graphs)
+            .map(|preset| Ok((preset, signal(preset)?.clone().leading(prefix))))
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let found = finish(source, &graphs, |preset| Ok(&signals[&preset]), lanczos)?;
+        rows.extend(found.into_iter().map(|row| PrefixRow { prefix, row }));
+    }
+    Ok(rows)
+}
+
+/// The presets of these graphs.
+fn presets<G>(graphs: &[LayerGraph<G>]) -> impl Iterator<Item = Preset> {
+    let wanted = |preset: &Preset| graphs.iter().any(|graph| graph.run.preset == *preset);
+    Preset::ALL.into_iter().filter(wanted)
 }
 
 /// Builds the graphs that the runs want of a pattern that holds the heads
@@ -129,7 +193,7 @@ pub(super) fn build_graphs(
             let views = &views[places.clone()];
             let (views, dropped): (Vec<PatternView<'_>>, usize) = match run.preset {
                 Preset::Controlled => (views.iter().map(|view| view.without_first()).collect(), 1),
-                Preset::Paper => (views.to_vec(), 0),
+                Preset::Paper | Preset::Library03 => (views.to_vec(), 0),
             };
             let graph = SymmetricGraph::mean(&views)
                 .map_err(|error| failed(error, &held[places], dropped))?;
@@ -139,11 +203,11 @@ pub(super) fn build_graphs(
     graphs.into_iter().collect()
 }
 
-/// Copies a captured residual stream.
-pub(super) fn read_signal(source: Source, tensor: &Tensor) -> Result<Signal> {
+/// Copies a residual stream captured at a point.
+pub(super) fn read_signal(point: HookPoint, source: Source, tensor: &Tensor) -> Result<Signal> {
     Signal::from_tensor(tensor).map_err(|error| match error {
         kernels::Error::NonFinite { index, value, .. } => Error::Captured {
-            point: HookPoint::layer(Site::ResidPost, source.layer),
+            point,
             request: source.request,
             index,
             value,
@@ -153,23 +217,24 @@ pub(super) fn read_signal(source: Source, tensor: &Tensor) -> Result<Signal> {
     })
 }
 
-/// Diagnoses every graph with the signal of the same layer.
-pub(super) fn finish(
+/// Diagnoses every graph with its preset's signal of the same layer.
+pub(super) fn finish<'s, G: Measured>(
     source: Source,
-    graphs: &[LayerGraph],
-    signal: &Signal,
+    graphs: &[LayerGraph<G>],
+    signal: impl Fn(Preset) -> Result<&'s Signal>,
     lanczos: &LanczosOptions,
 ) -> Result<Vec<SpectralRow>> {
-    let prepared: Vec<(Preset, Prepared)> = Preset::ALL
-        .into_iter()
-        .filter(|preset| graphs.iter().any(|graph| graph.run.preset == *preset))
-        .map(|preset| Ok((preset, Prepared::new(preset, signal).map_err(kernel_error(source))?)))
+    let prepared: Vec<(Preset, Prepared<G::Shared>)> = presets(graphs)
+        .map(|preset| {
+            let prepared = Prepared::new(preset, signal(preset)?, G::share);
+            Ok((preset, prepared.map_err(kernel_error(source))?))
+        })
         .collect::<Result<_>>()?;
     let rows: Vec<Result<SpectralRow>> = graphs
         .par_iter()
         .filter_map(|graph| {
             let (_, prepared) = prepared.iter().find(|(preset, _)| *preset == graph.run.preset)?;
-            Some(diagnose(source, graph, signal.n_nodes(), prepared, lanczos))
+            Some(diagnose(source, graph, prepared, lanczos))
         })
         .collect();
     rows.into_iter().collect()
@@ -179,27 +244,34 @@ pub(super) fn finish(
 const PROBE_SEED: u64 = 3;
 
 /// A signal as a preset wants it, and what all graphs of a layer share of it.
-struct Prepared {
+struct Prepared<S> {
+    n_tokens: usize,
     signal: Signal,
-    gram: Gram,
+    shared: S,
     probes: Probes,
     zero_rows: usize,
 }
 
-impl Prepared {
-    fn new(preset: Preset, signal: &Signal) -> kernels::Result<Self> {
+impl<S> Prepared<S> {
+    fn new(
+        preset: Preset,
+        signal: &Signal,
+        share: impl Fn(&Signal) -> kernels::Result<S>,
+    ) -> kernels::Result<Self> {
+        let n_tokens = signal.n_nodes();
         let (signal, zero_rows) = match preset {
             Preset::Controlled => {
                 let precision = f64::from(f32::EPSILON);
                 signal.clone().without_first().centred(precision).unit_rows()
             }
-            Preset::Paper => {
+            Preset::Paper | Preset::Library03 => {
                 let zero_rows = signal.n_zero_rows();
                 (signal.clone(), zero_rows)
             }
         };
         Ok(Self {
-            gram: signal.gram()?,
+            n_tokens,
+            shared: share(&signal)?,
             probes: Probes::new(&signal, PROBE_SEED),
             zero_rows,
             signal,
@@ -207,16 +279,15 @@ impl Prepared {
     }
 }
 
-fn diagnose(
+fn diagnose<G: Measured>(
     source: Source,
-    graph: &LayerGraph,
-    n_tokens: usize,
-    prepared: &Prepared,
+    graph: &LayerGraph<G>,
+    prepared: &Prepared<G::Shared>,
     lanczos: &LanczosOptions,
 ) -> Result<SpectralRow> {
     let LayerGraph { run, head, graph } = graph;
     let laplacian = run.laplacian;
-    let exactness = run.effective_exactness();
+    let exactness = graph.exactness(run);
     let operator = LaplacianOperator::new(graph, laplacian);
     let n_nodes = graph.n_nodes();
     if prepared.signal.n_nodes() != n_nodes {
@@ -224,26 +295,26 @@ fn diagnose(
             point: HookPoint::layer(Site::ResidPost, source.layer),
             request: source.request,
             expected: "as many positions as the pattern".to_owned(),
-            got: vec![n_tokens, prepared.signal.d()],
+            got: vec![prepared.n_tokens, prepared.signal.d()],
         });
     }
     let failed = kernel_error(source);
     let (ends, eigen) = match exactness {
         Exactness::Iterative => (Ends::iterative(&operator, lanczos).map_err(failed)?, None),
         Exactness::Dense => {
-            let eigen = eigh(&operator.dense().map_err(failed)?, n_nodes).map_err(failed)?;
+            let eigen = G::eigen(&operator).map_err(failed)?;
             (Ends::dense(&operator, &eigen).map_err(failed)?, Some(eigen))
         }
     };
-    let energy = signal::energy(&operator, &prepared.gram).map_err(failed)?;
-    let dirichlet = signal::dirichlet_energy(&operator, &prepared.gram).map_err(failed)?;
+    let (energy, dirichlet) =
+        G::energies(&operator, &prepared.signal, &prepared.shared).map_err(failed)?;
     let moments = operator.spectrum_moments();
     let whole = match &eigen {
         None => Whole::absent(&operator, &prepared.probes, energy, dirichlet),
         Some(eigen) => prepared
             .signal
             .in_coordinates_of(&operator)
-            .and_then(|signal| Whole::new(eigen, &signal)),
+            .and_then(|signal| Whole::new(run.preset, eigen, &signal)),
     };
     let whole = whole.map_err(failed)?;
 
@@ -266,7 +337,7 @@ fn diagnose(
         preset: run.preset,
         laplacian,
         exactness,
-        n_tokens,
+        n_tokens: prepared.n_tokens,
         n_nodes,
         isolated_nodes: operator.n_isolated(),
         zero_rows: prepared.zero_rows,
@@ -299,6 +370,7 @@ fn diagnose(
             "spectrum_variance",
             defined(present(moments.map(|m| m.variance))),
         ),
+        modes_retained: whole.modes_retained,
         hfer: column("hfer", whole.hfer),
         hfer_at_1: column("hfer_at_1", whole.hfer_at_1),
         heat: [
@@ -347,8 +419,8 @@ struct Ends {
 }
 
 impl Ends {
-    fn iterative(
-        operator: &LaplacianOperator<'_>,
+    fn iterative<G: Adjacency>(
+        operator: &LaplacianOperator<'_, G>,
         lanczos: &LanczosOptions,
     ) -> kernels::Result<Self> {
         let (found, converged) = match extremes(operator, lanczos) {
@@ -366,7 +438,10 @@ impl Ends {
         })
     }
 
-    fn dense(operator: &LaplacianOperator<'_>, eigen: &Eigen) -> kernels::Result<Self> {
+    fn dense<G: Adjacency>(
+        operator: &LaplacianOperator<'_, G>,
+        eigen: &Eigen,
+    ) -> kernels::Result<Self> {
         let certified = |k: usize| -> kernels::Result<Certified> {
             let (value, vector) = (eigen.values()[k], eigen.vector(k));
             let product = operator.apply(&vector)?;
@@ -386,6 +461,7 @@ impl Ends {
 
 /// What takes the whole spectrum, or has an estimate in its place.
 struct Whole {
+    modes_retained: Option<usize>,
     hfer: Column,
     hfer_at_1: Column,
     heat: [Heat; HEAT_TIMES.len()],
@@ -399,19 +475,23 @@ struct Whole {
 type Heat = std::result::Result<Estimate, NullReason>;
 
 impl Whole {
-    fn absent(
-        operator: &LaplacianOperator<'_>,
+    fn absent<G: Measured>(
+        operator: &LaplacianOperator<'_, G>,
         probes: &Probes,
         energy: f64,
         dirichlet: f64,
     ) -> kernels::Result<Self> {
-        let heat = if energy > 0.0 {
-            heat_estimates(operator, probes, energy, dirichlet, HEAT_TIMES)?.map(Ok)
-        } else {
+        let longest = HEAT_TIMES.iter().fold(0.0_f64, |longest, time| longest.max(*time));
+        let heat = if energy <= 0.0 {
             [Err(undefined(Null::ZeroSignal)); HEAT_TIMES.len()]
+        } else if 0.5 * longest * operator.upper_bound() > G::MAX_HEAT {
+            [Err(NullReason::TooManyProducts); HEAT_TIMES.len()]
+        } else {
+            heat_estimates(operator, probes, energy, dirichlet, HEAT_TIMES)?.map(Ok)
         };
         let absent = Err(NullReason::NeedsDense);
         Ok(Self {
+            modes_retained: None,
             hfer: absent,
             hfer_at_1: absent,
             heat,
@@ -423,17 +503,28 @@ impl Whole {
         })
     }
 
-    fn new(eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
+    fn new(preset: Preset, eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
         let (values, energies) = (eigen.values(), signal::mode_energies(eigen, signal)?);
-        let entropy = signal::spectral_entropy(&energies);
-        let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, energies.len()));
+        let (retained, first) = match preset {
+            Preset::Controlled | Preset::Paper => {
+                (Cow::Borrowed(&energies[..]), energies.len() / 2)
+            }
+            Preset::Library03 => {
+                let retained = signal::outer_modes(&energies, LIBRARY_ENDS);
+                let first = 9 * retained.len() / 10;
+                (Cow::Owned(retained), first)
+            }
+        };
+        let entropy = signal::spectral_entropy(&retained);
+        let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, retained.len()));
         let heat = |time| {
             let value = heat_energy(values, &energies, time).map_err(undefined)?;
             Ok(Estimate { value, error: 0.0 })
         };
         let spacings = signal::spacing_ratio(values);
         Ok(Self {
-            hfer: signal::high_frequency_energy_ratio(&energies).map_err(undefined),
+            modes_retained: Some(retained.len()),
+            hfer: signal::energy_share_of_modes(&retained, first).map_err(undefined),
             hfer_at_1: signal::energy_share_from(values, &energies, HFER_CUT).map_err(undefined),
             heat: HEAT_TIMES.map(heat),
             spectral_entropy: entropy.map_err(undefined),

@@ -4,24 +4,35 @@
 //! `A` is the attention pattern, `W = ½(A + Aᵀ)`, `L` a Laplacian of `W` and `X`
 //! the residual stream after the layer, one row per token.
 //!
-//! The decision that shapes this module: two presets, always named in the rows.
+//! The decision that shapes this module: presets, always named in the rows.
 //! In real models the first token draws most of the attention and carries most
 //! of the signal's energy, so that the published diagnostics largely measure the
-//! prompt's length. [`Preset::Paper`] is the published definition;
+//! prompt's length. [`Preset::Paper`] is the published definition, and
+//! [`Preset::Library03`] that of the library that was published with it;
 //! [`Preset::Controlled`], the default, takes the first token out of graph and
 //! signal, the mean over tokens out of the signal, and scales its rows to unit norm.
+//!
+//! Heads are joined by their mean. Weighting each by the attention that it gives out
+//! is the same, since the rows of a pattern sum to 1 in every model that is run; with
+//! a sink among the scores, as in gpt-oss, it would not be.
 
 mod attention;
 mod diagnose;
+mod measured;
+mod prefix;
 mod row;
 mod sink;
 
-use hooks::{Selection, Site};
+use hooks::{HookPoint, Selection, Site};
 use kernels::lanczos::LanczosOptions;
-use kernels::laplacian::Laplacian;
+pub use kernels::laplacian::Laplacian;
 
-pub use attention::{AttentionRow, LayerAttentionRow, Top, attention_statistics};
+pub use attention::{
+    AttentionRow, LayerAttentionRow, StatisticsOptions, Top, attention_statistics,
+};
 pub use diagnose::spectra;
+pub use measured::Storage;
+pub use prefix::{PrefixRow, Prefixes};
 pub use row::{HEAT_TIMES, HFER_CUT, NullReason, SpectralRow};
 pub use sink::{SpectralRows, SpectralSink};
 
@@ -45,26 +56,63 @@ pub enum Preset {
     /// Its high-frequency energy ratio and entropies take the whole spectrum, so
     /// it always runs with [`Exactness::Dense`].
     Paper,
+    /// As version 0.3 of the paper's library: symmetric-normalized Laplacian; first
+    /// token kept; the residual stream as it is, at the last layer after the final
+    /// norm. It truncates: of more than 50 modes it keeps the 25 lowest and the 25
+    /// highest, and its high-frequency energy ratio `Σ_{k ≥ ⌊0.9·m⌋} e_k / Σ e_k` and
+    /// spectral entropy are taken over the `m` retained, as if there were no others.
+    /// What else a row holds is exact.
+    ///
+    /// It always runs with [`Exactness::Dense`].
+    Library03,
 }
 
+/// Modes that [`Preset::Library03`] keeps at either end of the spectrum.
+pub const LIBRARY_ENDS: usize = 25;
+
 impl Preset {
-    /// Both presets.
-    pub const ALL: [Self; 2] = [Self::Controlled, Self::Paper];
+    /// Every preset.
+    pub const ALL: [Self; 3] = [Self::Controlled, Self::Paper, Self::Library03];
 
     /// The name used on a command line and in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Controlled => "controlled",
             Self::Paper => "paper",
+            Self::Library03 => "library-0.3",
         }
     }
 
     /// The Laplacian that the preset uses unless a [`Run`] names another.
     pub fn laplacian(self) -> Laplacian {
         match self {
-            Self::Controlled => Laplacian::SymmetricNormalized,
+            Self::Controlled | Self::Library03 => Laplacian::SymmetricNormalized,
             Self::Paper => Laplacian::Combinatorial,
         }
+    }
+
+    /// Where the signal on a layer's graphs is read in a model of so many layers.
+    pub fn signal(self, layer: usize, n_layers: usize) -> HookPoint {
+        match self {
+            Self::Library03 if layer + 1 == n_layers => HookPoint::LN_FINAL,
+            _ => HookPoint::layer(Site::ResidPost, layer),
+        }
+    }
+
+    /// What a reader of its numbers must know; `None` where they take in everything.
+    pub fn caveat(self) -> Option<&'static str> {
+        match self {
+            Self::Controlled | Self::Paper => None,
+            Self::Library03 => Some(
+                "of more than 50 modes hfer and the spectral entropy take the 25 lowest and the \
+                 25 highest alone, hfer the last tenth of these",
+            ),
+        }
+    }
+
+    /// The token that is the first node: 1 where the first is dropped.
+    pub fn first_token(self) -> usize {
+        usize::from(self == Self::Controlled)
     }
 }
 
@@ -120,7 +168,8 @@ pub struct Run {
     pub laplacian: Laplacian,
     /// The graphs.
     pub graphs: Graphs,
-    /// How eigenvalues are found; [`Preset::Paper`] is dense whatever stands here.
+    /// How eigenvalues are found; all presets but [`Preset::Controlled`] are dense
+    /// whatever stands here.
     pub exactness: Exactness,
 }
 
@@ -129,17 +178,18 @@ impl Run {
     pub fn effective_exactness(&self) -> Exactness {
         match self.preset {
             Preset::Controlled => self.exactness,
-            Preset::Paper => Exactness::Dense,
+            Preset::Paper | Preset::Library03 => Exactness::Dense,
         }
     }
 }
 
 impl From<Preset> for Run {
-    /// `Controlled` on every head and the mean, iteratively; `Paper` on the mean.
+    /// `Controlled` on every head and the mean, iteratively; `Paper` and `Library03` on
+    /// the mean.
     fn from(preset: Preset) -> Self {
         let graphs = match preset {
             Preset::Controlled => Graphs::HeadsAndMean,
-            Preset::Paper => Graphs::HeadMean,
+            Preset::Paper | Preset::Library03 => Graphs::HeadMean,
         };
         let exactness = Exactness::Iterative;
         let run = Self { preset, laplacian: preset.laplacian(), graphs, exactness };
@@ -150,28 +200,37 @@ impl From<Preset> for Run {
 /// What a [`SpectralSink`] computes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpectralOptions {
-    /// The presets. Without any, only attention statistics are computed, and no
-    /// pattern is ever formed.
+    /// The presets. Without any, no pattern is ever formed.
     pub runs: Vec<Run>,
     /// Which layers.
     pub layers: Selection,
     /// Which heads have rows of their own. The mean is always over all heads.
     pub heads: Selection,
+    /// Whether each layer's hidden score is computed, in `O(min(T, d)²·(T + d))`.
+    pub hidden_score: bool,
     /// Steps and tolerance of the iterative solver.
     pub lanczos: LanczosOptions,
     /// How many of the largest sink scores and attention eigenvalues are kept.
     pub top_k: usize,
+    /// How graphs are held.
+    pub storage: Storage,
+    /// Prefixes that are measured beside the whole prompt.
+    pub prefixes: Prefixes,
 }
 
 impl Default for SpectralOptions {
-    /// The controlled preset on every layer and head, ten largest values kept.
+    /// The controlled preset on every layer and head, no hidden scores, ten largest
+    /// values kept.
     fn default() -> Self {
         Self {
             runs: vec![Preset::Controlled.into()],
             layers: Selection::All,
             heads: Selection::All,
+            hidden_score: false,
             lanczos: LanczosOptions::default(),
             top_k: 10,
+            storage: Storage::default(),
+            prefixes: Prefixes::default(),
         }
     }
 }

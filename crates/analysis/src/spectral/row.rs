@@ -20,6 +20,8 @@ pub enum NullReason {
     Undefined(Null),
     /// It takes the whole spectrum, which [`Exactness::Iterative`] does not compute.
     NeedsDense,
+    /// It takes too many products with a graph that is made anew at each.
+    TooManyProducts,
 }
 
 impl NullReason {
@@ -28,6 +30,7 @@ impl NullReason {
         match self {
             Self::Undefined(null) => null.name(),
             Self::NeedsDense => "needs the dense solver",
+            Self::TooManyProducts => "too many products with a graph that is not stored",
         }
     }
 }
@@ -88,7 +91,11 @@ pub struct SpectralRow {
     pub spectrum_mean: Option<f64>,
     /// `Tr L²/n − (Tr L/n)²`.
     pub spectrum_variance: Option<f64>,
-    /// High-frequency energy ratio `Σ_{k ≥ ⌊n/2⌋} e_k / Σ e_k`.
+    /// Modes that the high-frequency energy ratio and the spectral entropy take in:
+    /// all `n`, but under [`Preset::Library03`] 50 at most; `None` unless dense.
+    pub modes_retained: Option<usize>,
+    /// High-frequency energy ratio `Σ_{k ≥ ⌊n/2⌋} e_k / Σ e_k`; under
+    /// [`Preset::Library03`] `Σ_{k ≥ ⌊0.9·m⌋} e_k / Σ e_k` of the `m` modes retained.
     pub hfer: Option<f64>,
     /// The same from a fixed eigenvalue: `Σ_{λ_k ≥ 1} e_k / Σ e_k`.
     pub hfer_at_1: Option<f64>,
@@ -97,9 +104,9 @@ pub struct SpectralRow {
     pub heat: [Option<f64>; HEAT_TIMES.len()],
     /// Standard error of each estimate; 0 if dense.
     pub heat_error: [Option<f64>; HEAT_TIMES.len()],
-    /// `−Σ p_k ln p_k` in nats, `p_k = e_k/Σe`.
+    /// `−Σ p_k ln p_k` in nats, `p_k = e_k/Σe`, over the modes retained.
     pub spectral_entropy: Option<f64>,
-    /// The same over `ln n`.
+    /// The same over the logarithm of their number.
     pub spectral_entropy_normalized: Option<f64>,
     /// `−Σ q ln q` in nats, `q = λ/Σλ`.
     pub eigenvalue_entropy: Option<f64>,

@@ -16,10 +16,14 @@ fn info(n_experts: usize, k: usize) -> ModelInfo {
         n_kv_heads: 1,
         d_head: 2,
         window: None,
+        scale: 1.0,
+        soft_cap: None,
         mlp,
         parallel_residual: false,
         pre_norms: true,
         rotary: true,
+        scale: 1.0,
+        soft_cap: None,
     };
     ModelInfo {
         layers: vec![

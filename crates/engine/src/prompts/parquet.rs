@@ -37,7 +37,7 @@ const MAX_DEPTH: usize = 32;
 /// Most bytes that describe a file.
 const MAX_FOOTER: u64 = 64 << 20;
 
-/// Reads the columns `text` and `id`.
+/// Reads the columns `text`, `response` and `id`.
 pub(super) fn read(file: File, path: &Path) -> Result<Vec<Prompt>> {
     // The library asserts some of what damaged files break.
     catch_unwind(AssertUnwindSafe(|| read_columns(file, path))).unwrap_or_else(|panic| {
@@ -63,7 +63,8 @@ fn read_columns(mut file: File, path: &Path) -> Result<Vec<Prompt>> {
     let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
     let place = |name: &str| names.iter().position(|other| other == name);
     let text = place("text").ok_or_else(column_missing)?;
-    let roots: Vec<usize> = std::iter::once(text).chain(place("id")).collect();
+    let roots: Vec<usize> =
+        std::iter::once(text).chain(place("id")).chain(place("response")).collect();
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
 
     let mut largest = 1;
@@ -85,6 +86,10 @@ fn read_columns(mut file: File, path: &Path) -> Result<Vec<Prompt>> {
         let text = batch.column_by_name("text").ok_or_else(column_missing)?;
         let text = strings(text, false).ok_or_else(column_missing)?;
         let ids = batch.column_by_name("id").map(|ids| strings(ids, true));
+        let responses = batch
+            .column_by_name("response")
+            .map(|responses| strings(responses, false).ok_or_else(column_missing));
+        let responses = responses.transpose()?;
         for row in 0..batch.num_rows() {
             let id = match &ids {
                 Some(ids) => {
@@ -93,12 +98,13 @@ fn read_columns(mut file: File, path: &Path) -> Result<Vec<Prompt>> {
                 None => prompts.len().to_string(),
             };
             let text = at(&text, row).ok_or_else(column_missing)?;
-            bytes += (id.len() + text.len()) as u64;
+            let response = responses.as_ref().and_then(|responses| at(responses, row));
+            bytes += (id.len() + text.len() + response.as_ref().map_or(0, String::len)) as u64;
             if bytes > MAX_FILE_BYTES {
                 let (path, limit) = (path.to_owned(), MAX_FILE_BYTES);
                 return Err(Error::PromptFileSize { path, bytes, limit });
             }
-            prompts.push(Prompt { id, content: Content::Text(text) });
+            prompts.push(Prompt { id, content: Content::Text(text), response });
             if prompts.len() > MAX_PROMPTS {
                 return Err(Error::TooManyPrompts { limit: MAX_PROMPTS });
             }

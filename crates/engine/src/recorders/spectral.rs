@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use analysis::spectral::{Exactness, Preset, Run, SpectralSink};
-use hooks::Selection;
+pub use analysis::spectral::Prefixes;
+use analysis::spectral::{Exactness, Graphs, Laplacian, Preset, Run, SpectralSink, Storage};
+use hooks::{ModelInfo, Selection};
 use serde_json::{Value, json};
 
 /// What is measured of attention graphs.
@@ -11,34 +12,111 @@ use serde_json::{Value, json};
 pub struct SpectralOptions {
     /// What is done to graph and signal; each preset has its rows, once.
     pub presets: BTreeSet<Preset>,
-    /// Dense spectra for every graph, not under the preset `paper` alone.
+    /// Laplacians, each with its rows under every preset; without any, each preset's own.
+    pub laplacians: BTreeSet<Laplacian>,
+    /// Dense spectra for every graph, under the preset `controlled`, too.
     pub exact: bool,
+    /// The hidden score of every layer, too.
+    pub hidden_score: bool,
     /// Layers.
     pub layers: Selection,
-    /// Heads with rows of their own; the mean always runs over all heads.
+    /// Heads with rows of their own; the mean always runs over all heads. Where graphs are
+    /// recomputed, all heads means the mean's graph alone: heads that are named have theirs.
     pub heads: Selection,
+    /// How graphs are held.
+    pub graph: GraphChoice,
+    /// Prefixes that are measured beside the whole prompt.
+    pub prefixes: Prefixes,
 }
+
+/// How the graphs of a run are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum GraphChoice {
+    /// Stored where one layer's of the longest prompt take up to [`MAX_STORED`].
+    #[default]
+    Auto,
+    /// Stored.
+    Stored,
+    /// Made anew at every product from queries, keys and log-sum-exp.
+    Recomputed,
+}
+
+/// Most bytes that one layer's patterns, graphs and Gram matrices take, before graphs
+/// are recomputed: 4 GiB.
+pub const MAX_STORED: u64 = 4 << 30;
 
 impl SpectralOptions {
     pub(crate) fn describe(&self) -> Value {
         json!({
             "presets": self.presets.iter().map(|preset| preset.name()).collect::<Vec<_>>(),
+            "laplacians": self.laplacians.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
             "exact": self.exact,
+            "hidden_score": self.hidden_score,
             "layers": self.layers.to_string(),
             "heads": self.heads.to_string(),
+            "graph": match self.graph {
+                GraphChoice::Auto => "auto",
+                GraphChoice::Stored => "stored",
+                GraphChoice::Recomputed => "recomputed",
+            },
+            "prefixes": match &self.prefixes {
+                Prefixes::None => Value::Null,
+                Prefixes::Lengths(lengths) => json!({ "lengths": lengths }),
+                Prefixes::Every(step) => json!({ "every": step }),
+            },
         })
     }
 
-    /// The sink that measures it.
-    pub(crate) fn sink(&self) -> SpectralSink {
-        let run = |preset: &Preset| {
-            let run = Run::from(*preset);
-            if self.exact { Run { exactness: Exactness::Dense, ..run } } else { run }
-        };
+    /// How graphs of prompts of up to so many tokens are held.
+    pub(crate) fn storage(&self, info: &ModelInfo, longest: usize) -> Storage {
+        match self.graph {
+            GraphChoice::Stored => Storage::Stored,
+            GraphChoice::Recomputed => Storage::Recomputed,
+            GraphChoice::Auto if self.stored_bytes(info, longest) > MAX_STORED => {
+                Storage::Recomputed
+            }
+            GraphChoice::Auto => Storage::Stored,
+        }
+    }
+
+    /// Bytes of one layer's patterns (4 T² for each head), graphs (2 T² each) and Gram
+    /// matrices (8 T² for each preset).
+    pub(crate) fn stored_bytes(&self, info: &ModelInfo, tokens: usize) -> u64 {
+        if self.presets.is_empty() {
+            return 0;
+        }
+        let heads = info.layers.iter().map(|layer| layer.n_heads).max().unwrap_or(0) as u64;
+        let graphs: u64 =
+            self.runs().map(|run| if run.graphs.has_heads() { heads + 1 } else { 1 }).sum();
+        let (tokens, presets) = (tokens as u64, self.presets.len() as u64);
+        tokens.saturating_mul(tokens).saturating_mul(4 * heads + 2 * graphs + 8 * presets)
+    }
+
+    /// What is measured, if every graph is stored.
+    fn runs(&self) -> impl Iterator<Item = Run> {
+        self.presets.iter().flat_map(|&preset| {
+            let run = Run::from(preset);
+            let run = if self.exact { Run { exactness: Exactness::Dense, ..run } } else { run };
+            let own = self.laplacians.is_empty().then_some(run);
+            let chosen = self.laplacians.iter().map(move |&laplacian| Run { laplacian, ..run });
+            chosen.chain(own)
+        })
+    }
+
+    /// The sink that measures it, on prompts of up to so many tokens.
+    pub(crate) fn sink(&self, info: &ModelInfo, longest: usize) -> SpectralSink {
+        let storage = self.storage(info, longest);
+        let runs = self.runs().map(|run| match (storage, &self.heads) {
+            (Storage::Recomputed, Selection::All) => Run { graphs: Graphs::HeadMean, ..run },
+            _ => run,
+        });
         SpectralSink::new(analysis::spectral::SpectralOptions {
-            runs: self.presets.iter().map(run).collect(),
+            runs: runs.collect(),
             layers: self.layers.clone(),
             heads: self.heads.clone(),
+            hidden_score: self.hidden_score,
+            storage,
+            prefixes: self.prefixes.clone(),
             ..Default::default()
         })
     }

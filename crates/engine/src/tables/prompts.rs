@@ -15,10 +15,17 @@ pub const PROMPTS: TableSchema = TableSchema::new(
             "text",
             Text,
             "",
-            "the text that was tokenized, as given or as the chat template wrote it; null for token ids",
+            "the text that was tokenized, as given or as the chat template wrote it, with the \
+             response; null for token ids",
         ),
         ColumnSpec::required("n_tokens", U32, "tokens", "tokens that entered the model"),
         ColumnSpec::required("n_cut", U32, "tokens", "tokens cut off at the end by a limit"),
+        ColumnSpec::optional(
+            "n_context",
+            U32,
+            "tokens",
+            "those before the response; null without a response",
+        ),
     ],
 );
 
@@ -47,6 +54,7 @@ pub(crate) fn write(input: &Input, writer: &mut PromptWriter) -> Result<()> {
         vec![
             ("text", Column::from(vec![input.text.as_deref()])),
             ("n_tokens", u32s(&one, |input| input.tokens.len())),
+            ("n_context", optional_u32s(&one, |input| input.n_context)),
             ("n_cut", u32s(&one, |input| input.n_cut)),
         ],
     )?;

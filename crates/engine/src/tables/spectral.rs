@@ -53,10 +53,18 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
         ColumnSpec::optional("spectrum_mean", F64, "", "mean eigenvalue"),
         ColumnSpec::optional("spectrum_variance", F64, "", "variance of the eigenvalues"),
         ColumnSpec::optional(
+            "modes_retained",
+            U32,
+            "",
+            "modes that hfer and the spectral entropy take in: all n, but under library-0.3 the \
+             25 lowest and 25 highest of more than 50; null without a dense spectrum",
+        ),
+        ColumnSpec::optional(
             "hfer",
             F64,
             "",
-            "high-frequency energy ratio, modes from ⌊n/2⌋ of n; null without a dense spectrum",
+            "high-frequency energy ratio, modes from ⌊n/2⌋ of n, under library-0.3 from ⌊0.9·m⌋ \
+             of the m retained; null without a dense spectrum",
         ),
         ColumnSpec::optional(
             "hfer_at_1",
@@ -74,9 +82,14 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
             "spectral_entropy",
             F64,
             "nats",
-            "entropy of the modes' energy shares",
+            "entropy of the retained modes' energy shares",
         ),
-        ColumnSpec::optional("spectral_entropy_normalized", F64, "", "the same over ln n"),
+        ColumnSpec::optional(
+            "spectral_entropy_normalized",
+            F64,
+            "",
+            "the same over the logarithm of their number",
+        ),
         ColumnSpec::optional("eigenvalue_entropy", F64, "nats", "entropy of λ/Σλ"),
         ColumnSpec::optional("eigenvalue_entropy_deficit", F64, "nats", "ln n minus it"),
         ColumnSpec::optional(
@@ -134,6 +147,27 @@ pub const ATTENTION: TableSchema = TableSchema::new(
         ColumnSpec::optional("sink_entropy", F64, "nats", "entropy of the sink scores' shares"),
         ColumnSpec::required("sink_top", ListF64, "", "largest sink scores, descending"),
         ColumnSpec::required("sink_top_positions", ListU32, "", "where they stand"),
+        ColumnSpec::required(
+            "sink_visible_max",
+            F64,
+            "",
+            "largest sink score if the mean is over the queries that see the token: another \
+             one than sink_max under a sliding window",
+        ),
+        ColumnSpec::required("sink_visible_argmax", U32, "", "position of the token that has it"),
+        ColumnSpec::optional(
+            "sink_visible_entropy",
+            F64,
+            "nats",
+            "entropy of these scores' shares",
+        ),
+        ColumnSpec::optional(
+            "lookback_ratio",
+            F64,
+            "",
+            "m_ctx/(m_ctx + m_new), mean over the response's queries, m their mean attention on a \
+             token of the context, of the response up to themselves; null without a response",
+        ),
         ColumnSpec::required("first_token_mass", F64, "", "mean attention on the first token"),
         ColumnSpec::required("row_entropy", F64, "nats", "mean entropy of a query's attention"),
         ColumnSpec::required("distance", F64, "tokens", "mean distance of attention"),
@@ -156,11 +190,24 @@ pub const ATTENTION_LAYERS: TableSchema = TableSchema::new(
         ColumnSpec::required("layer", U32, "", "layer, from 0"),
         ColumnSpec::required("n_tokens", U32, "tokens", "tokens of the prompt"),
         ColumnSpec::required("n_heads", U32, "", "heads of the layer"),
+        ColumnSpec::optional(
+            "window",
+            U32,
+            "tokens",
+            "keys that a query sees, itself included; null if all before it",
+        ),
         ColumnSpec::required(
             "log_determinant",
             F64,
             "nats",
             "mean ln of the diagonal, summed over heads",
+        ),
+        ColumnSpec::optional(
+            "hidden_score",
+            F64,
+            "nats",
+            "mean ln of the eigenvalues of ZZᵀ + 0.001, Z the residual stream after the layer \
+             less each token's mean over features; null unless asked for",
         ),
     ],
 );
@@ -173,6 +220,11 @@ pub(crate) fn write(rows: &SpectralRows, writer: &mut PromptWriter) -> Result<()
 }
 
 fn write_spectral(rows: &[SpectralRow], writer: &mut PromptWriter) -> Result<()> {
+    if rows.is_empty() { Ok(()) } else { Ok(writer.rows(SPECTRAL.name, columns(rows))?) }
+}
+
+/// The columns of [`SPECTRAL`].
+pub(super) fn columns(rows: &[SpectralRow]) -> Vec<(&'static str, Column)> {
     let text = |value: fn(&SpectralRow) -> &'static str| {
         Column::from(rows.iter().map(value).collect::<Vec<&str>>())
     };
@@ -190,6 +242,7 @@ fn write_spectral(rows: &[SpectralRow], writer: &mut PromptWriter) -> Result<()>
         ("fiedler_seeds_agree", Column::from(agree)),
         ("isolated_nodes", u32s(rows, |row| row.isolated_nodes)),
         ("zero_rows", u32s(rows, |row| row.zero_rows)),
+        ("modes_retained", optional_u32s(rows, |row| row.modes_retained)),
         ("spacing_zero_pairs", optional_u32s(rows, |row| row.spacing_zero_pairs)),
         ("steps", optional_u32s(rows, |row| row.steps)),
         ("converged", Column::from(converged)),
@@ -201,7 +254,7 @@ fn write_spectral(rows: &[SpectralRow], writer: &mut PromptWriter) -> Result<()>
             columns.push((name, optional_f64s(rows, |row| row.measures()[index].1)));
         }
     }
-    if rows.is_empty() { Ok(()) } else { Ok(writer.rows(SPECTRAL.name, columns)?) }
+    columns
 }
 
 /// `hfer, spectral_entropy: needs the dense solver; …`.
@@ -236,6 +289,10 @@ fn write_attention(rows: &[AttentionRow], writer: &mut PromptWriter) -> Result<(
         ("sink_entropy", optional_f64s(rows, |row| row.sink_entropy)),
         ("sink_top", list(|row| &row.sink_top.values)),
         ("sink_top_positions", Column::from(rows.iter().map(positions).collect::<Vec<_>>())),
+        ("sink_visible_max", f64s(rows, |row| row.sink_visible_max)),
+        ("sink_visible_argmax", u32s(rows, |row| row.sink_visible_argmax)),
+        ("sink_visible_entropy", optional_f64s(rows, |row| row.sink_visible_entropy)),
+        ("lookback_ratio", optional_f64s(rows, |row| row.lookback_ratio)),
         ("first_token_mass", f64s(rows, |row| row.first_token_mass)),
         ("row_entropy", f64s(rows, |row| row.row_entropy)),
         ("distance", f64s(rows, |row| row.distance)),
@@ -252,6 +309,8 @@ fn write_layers(rows: &[LayerAttentionRow], writer: &mut PromptWriter) -> Result
         ("layer", u32s(rows, |row| row.layer)),
         ("n_tokens", u32s(rows, |row| row.n_tokens)),
         ("n_heads", u32s(rows, |row| row.n_heads)),
+        ("hidden_score", optional_f64s(rows, |row| row.hidden_score)),
+        ("window", optional_u32s(rows, |row| row.window)),
         ("log_determinant", f64s(rows, |row| row.log_determinant)),
     ];
     Ok(writer.rows(ATTENTION_LAYERS.name, columns)?)

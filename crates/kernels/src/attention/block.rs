@@ -19,6 +19,20 @@ pub(super) struct Beside<'a> {
     pub(super) lse: Option<Output<'a>>,
     /// `[batch, head, pos, statistic]`.
     pub(super) summary: Option<(SummaryOptions, Output<'a>)>,
+    /// Rows' own boundaries.
+    pub(super) boundaries: &'a [Option<usize>],
+}
+
+impl Beside<'_> {
+    /// How a row is summarised.
+    fn options(&self, row: usize) -> Option<SummaryOptions> {
+        let own = self.boundaries.get(row).copied().flatten();
+        let with_own = |&(options, _): &(SummaryOptions, Output)| SummaryOptions {
+            boundary: own.or(options.boundary),
+            ..options
+        };
+        self.summary.as_ref().map(with_own)
+    }
 }
 
 /// Attends all queries of a span; returns its part of the column sums, one for each
@@ -101,7 +115,7 @@ impl WithSimd for Attend<'_> {
             }
             let first = heads.first_key(queries.lowest) / TILE * TILE;
             let mut softmax = Softmax::new();
-            let mut sums = beside.summary.map(|(options, _)| Sums::new(options));
+            let mut sums = beside.options(span.row).map(Sums::new);
             for tile_start in (first..=queries.highest).step_by(TILE) {
                 let len = TILE.min(queries.highest + 1 - tile_start);
                 let kept = if wanted { tile_start - first } else { 0 };

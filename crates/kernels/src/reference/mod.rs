@@ -20,6 +20,6 @@ pub use moe::moe_token;
 pub use router::route_softmax_top_k;
 pub use signal::{
     density_of_states, diffuse, dirichlet_energy, energy_share_from, entropy, form_factor,
-    free_energy_and_heat_capacity, heat_trace, mode_energies, moments, spacing_ratio,
+    free_energy_and_heat_capacity, heat_trace, hidden_score, mode_energies, moments, spacing_ratio,
     weighted_energy,
 };

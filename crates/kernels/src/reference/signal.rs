@@ -153,3 +153,26 @@ pub fn entropy(weights: &[f64]) -> f64 {
     }
     entropy
 }
+
+/// The mean of `ln eig(ZZᵀ + ridge)`, `Z` an `n × d` signal, row-major, less the mean of
+/// each row.
+pub fn hidden_score(signal: &[f64], n: usize, d: usize, ridge: f64) -> f64 {
+    let mut centred = signal.to_vec();
+    for row in centred.chunks_exact_mut(d) {
+        let mean = row.iter().sum::<f64>() / d as f64;
+        for value in row {
+            *value -= mean;
+        }
+    }
+    let mut matrix = vec![0.0; n * n];
+    for i in 0..n {
+        for j in 0..n {
+            for c in 0..d {
+                matrix[i * n + j] += centred[i * d + c] * centred[j * d + c];
+            }
+        }
+        matrix[i * n + i] += ridge;
+    }
+    let (values, _) = super::eigh(&matrix, n);
+    values.iter().map(|value| value.ln()).sum::<f64>() / n as f64
+}

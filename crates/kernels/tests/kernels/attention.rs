@@ -12,8 +12,9 @@ use testkit::{Data, Tolerance, assert_bits, assert_tensor_bits, assert_tensor_cl
 use crate::on_threads;
 
 const SUMMARY: SummaryOptions = SummaryOptions { window: 10, boundary: Some(4) };
-const ALL: AttentionWants = AttentionWants { lse: true, summary: Some(SUMMARY) };
-const NOTHING: AttentionWants = AttentionWants { lse: false, summary: None };
+const ALL: AttentionWants<'_> =
+    AttentionWants { lse: true, summary: Some(SUMMARY), boundaries: &[] };
+const NOTHING: AttentionWants<'_> = AttentionWants { lse: false, summary: None, boundaries: &[] };
 
 /// A case's tensors. One query and two keys more than the longest row needs; what
 /// no row may read is NaN.
@@ -70,6 +71,23 @@ fn flat(x: &Tensor) -> Vec<f32> {
 /// The cases that a plain loop finishes in reasonable time.
 fn cases() -> impl Iterator<Item = Attention> {
     ATTENTION.iter().copied().filter(|case| case.lengths != [2048])
+}
+
+#[test]
+fn a_row_may_have_a_boundary_of_its_own() {
+    for case in cases() {
+        let batch = batch(case);
+        let own = |row: usize| (row % 3 != 1).then_some(2 + 3 * row);
+        let boundaries: Vec<Option<usize>> = (0..case.lengths.len()).map(own).collect();
+        let mixed = batch.attend(&AttentionWants { boundaries: &boundaries, ..ALL }).summary;
+        for (row, boundary) in boundaries.into_iter().enumerate() {
+            let boundary = boundary.or(SUMMARY.boundary);
+            let summary = Some(SummaryOptions { boundary, ..SUMMARY });
+            let alone = batch.attend(&AttentionWants { summary, ..ALL }).summary;
+            let row_of = |summary: &Option<Tensor>| summary.as_ref().unwrap().get(row).unwrap();
+            assert_tensor_bits(&format!("row {row} of {case:?}"), &row_of(&mixed), &row_of(&alone));
+        }
+    }
 }
 
 #[test]
@@ -148,7 +166,7 @@ fn the_output_does_not_depend_on_what_else_is_wanted() {
     for case in cases() {
         let batch = batch(case);
         let all = batch.attend(&ALL);
-        let lse = batch.attend(&AttentionWants { lse: true, summary: None });
+        let lse = batch.attend(&AttentionWants { lse: true, ..NOTHING });
         assert_tensor_bits("z", &batch.attend(&NOTHING).z, &all.z);
         assert_tensor_bits("z", &lse.z, &all.z);
         assert_tensor_bits("lse", &lse.lse.unwrap(), &all.lse.unwrap());

@@ -5,6 +5,7 @@
 use kernels::eigh::{eigenvalues, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, TRUNCATION, heat_energy, heat_estimates};
+use kernels::hidden_score::{RIDGE, hidden_score};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::quadrature::{Quadrature, QuadratureOptions};
@@ -97,6 +98,28 @@ fn known_spectra() {
             );
         }
     }
+}
+
+#[test]
+fn a_leading_block_has_the_bits_of_its_own_pattern() {
+    let mut random = Random::new(13);
+    let n = 70;
+    let patterns: Vec<Vec<f32>> =
+        (0..3).map(|_| attention_like(&mut random, n, 2.0, 1.0)).collect();
+    let whole = head_mean(&patterns, n);
+    for t in [0, 1, 2, 7, 8, 9, 12, 16, 31, 63, 69, 70] {
+        let cut = |a: &Vec<f32>| (0..t * t).map(|ij| a[ij / t * n + ij % t]).collect::<Vec<_>>();
+        let cut: Vec<Vec<f32>> = patterns.iter().map(cut).collect();
+        let (leading, own) = (whole.leading(t).unwrap(), head_mean(&cut, t));
+        assert_eq!(leading.n_nodes(), t);
+        assert_eq!(leading.degrees(), own.degrees(), "{t}");
+        let x: Vec<f64> = (0..t).map(|i| (i as f64).sin()).collect();
+        assert_eq!(leading.apply(&x).unwrap(), own.apply(&x).unwrap(), "{t}");
+        for (i, j) in (0..t).flat_map(|i| (0..t).map(move |j| (i, j))) {
+            assert_eq!(leading.weight(i, j), own.weight(i, j), "{t}: {i} {j}");
+        }
+    }
+    assert!(matches!(whole.leading(n + 1), Err(Error::Range { .. })));
 }
 
 #[test]
@@ -897,6 +920,45 @@ fn found_exactly(operator: &LaplacianOperator<'_>) -> Vec<f64> {
     eigenvalues(&operator.dense().unwrap(), operator.n_nodes()).unwrap()
 }
 
+/// Of so many nodes that most steps are taken in `f32`.
+#[test]
+fn steps_in_f32_cost_no_digit() {
+    let mut random = Random::new(23);
+    let mut cases = Vec::new();
+    for (n, sharpness) in [(64, 0.5), (65, 6.0), (200, 0.5), (203, 6.0)] {
+        let pattern = attention_like(&mut random, n, sharpness, 3.0);
+        // What overflows in f32, or vanishes, is left to f64.
+        for factor in [1.0, 1e-22, 1e22] {
+            let scaled: Vec<f32> = pattern.iter().map(|a| a * factor).collect();
+            cases.push((format!("{n} nodes, sharpness {sharpness}, × {factor:e}"), n, scaled));
+        }
+    }
+    // Two parts, one isolated node, and a complete graph.
+    let n = 130;
+    let parts = (1..64).map(|i| (i, i - 1)).chain((65..129).map(|i| (i, i - 1)));
+    cases.push(("two paths".to_owned(), n, edges(n, parts)));
+    let all = (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
+    cases.push(("complete".to_owned(), n, edges(n, all)));
+    for (name, n, pattern) in cases {
+        let graph = graph_of(&pattern, n);
+        for kind in KINDS {
+            let operator = LaplacianOperator::new(&graph, kind);
+            let what = format!("{name}, {kind}");
+            let found = extremes(&operator, &LanczosOptions::default())
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            let exact = found_exactly(&operator);
+            let scale = operator.typical_scale();
+            let ends = [found.fiedler.unwrap(), found.lambda_max.unwrap()];
+            for (end, exact) in ends.into_iter().zip([exact[1], exact[n - 1]]) {
+                assert!(end.residual <= 1e-8 * scale, "{what}: {end:?}");
+                let rounding = 1e-12 * operator.upper_bound();
+                close(&what, end.value, exact, end.residual.min(1e-10 * scale) + rounding);
+            }
+            assert!(found.seeds_agree, "{what}: {found:?}");
+        }
+    }
+}
+
 #[test]
 fn a_tolerance_below_rounding_is_not_reached() {
     let mut random = Random::new(19);
@@ -930,6 +992,8 @@ fn golden_values() {
         let heads: Vec<Vec<f32>> = patterns.chunks(n * n).map(<[f32]>::to_vec).collect();
         let signal = Signal::new(numbers(&case["signal"]), n, d).unwrap();
         let gram = signal.gram().unwrap();
+        let score = case["hidden_score"].as_f64().unwrap();
+        close("hidden score", hidden_score(&signal).unwrap(), score, 1e-9);
         for expected in case["graphs"].as_array().unwrap() {
             let graph = match expected["head"].as_u64() {
                 Some(head) => graph_of(&heads[usize::try_from(head).unwrap()], n),
@@ -972,4 +1036,44 @@ fn golden_values() {
             close(&what, moments.variance, variance, tolerance * scale);
         }
     }
+}
+
+#[test]
+fn hidden_scores_are_the_reference() {
+    for (n, d) in [(1, 1), (1, 7), (2, 2), (5, 31), (31, 5), (33, 32), (32, 33), (48, 48)] {
+        let mut random = Random::new(100 * n as u64 + d as u64);
+        let x: Vec<f64> = (0..n * d).map(|_| 10.0 * random.normal()).collect();
+        let got = hidden_score(&Signal::new(x.clone(), n, d).unwrap()).unwrap();
+        let expected = reference::hidden_score(&x, n, d, RIDGE);
+        close(&format!("{n} tokens, {d} features"), got, expected, 1e-9);
+    }
+    assert_eq!(hidden_score(&Signal::new(vec![], 0, 4).unwrap()), None);
+    let empty = hidden_score(&Signal::new(vec![], 3, 0).unwrap()).unwrap();
+    close("no features", empty, RIDGE.ln(), 1e-15);
+}
+
+#[test]
+fn hidden_scores_of_large_norms_keep_the_ridge() {
+    // Rows along one direction of mean 0, lengths 1e6: one eigenvalue of 1e13, all
+    // others the ridge, which a product of the rows would round away.
+    for (n, d) in [(10, 40), (40, 10)] {
+        let side = 1e6 / (d as f64).sqrt();
+        let direction = |k: usize| if k % 2 == 0 { side } else { -side };
+        let x = (0..n * d).map(|k| direction(k % d)).collect();
+        let got = hidden_score(&Signal::new(x, n, d).unwrap()).unwrap();
+        let rest = (n - 1) as f64 * RIDGE.ln();
+        let expected = ((n as f64 * 1e12 + RIDGE).ln() + rest) / n as f64;
+        close(&format!("{n} tokens, {d} features"), got, expected, 1e-6);
+    }
+    // Orthogonal rows of lengths from 1e-4 to 1e8.
+    let (n, d) = (7, 20);
+    let mut x = vec![0.0; n * d];
+    let mut expected = 0.0;
+    for i in 0..n {
+        let length = 10f64.powi(2 * i as i32 - 4);
+        (x[i * d + 2 * i], x[i * d + 2 * i + 1]) = (length, -length);
+        expected += (2.0 * length * length + RIDGE).ln() / n as f64;
+    }
+    let got = hidden_score(&Signal::new(x, n, d).unwrap()).unwrap();
+    close("orthogonal rows", got, expected, 1e-12);
 }

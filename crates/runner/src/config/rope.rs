@@ -224,6 +224,14 @@ impl Rope {
         }
     }
 
+    /// The most tokens of a sequence before its frequencies change; `None` if they never do.
+    pub(crate) fn switch(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::Long { original_context, .. } => Some(original_context),
+            _ => None,
+        }
+    }
+
     /// Frequencies in radians per position, `⌈dims / 2⌉` of them:
     /// `f_i = θ^(−2i/dims)`, then scaled.
     ///

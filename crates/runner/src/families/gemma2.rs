@@ -140,6 +140,8 @@ impl Family for Config {
     fn info(&self) -> ModelInfo {
         self.trunk.info("gemma2", MODULES, |layer| LayerInfo {
             window: self.windows[layer],
+            scale: 1.0 / self.query_pre_attn_scalar.sqrt(),
+            soft_cap: self.attn_logit_softcapping,
             ..self.trunk.layer(dense(self.intermediate_size))
         })
     }
@@ -161,9 +163,6 @@ impl Family for Config {
             let form = AttentionForm {
                 input_bias: self.attention_bias,
                 output_bias: self.attention_bias,
-                scale: Some(1.0 / self.query_pre_attn_scalar.sqrt()),
-                window: self.windows[layer],
-                soft_cap: self.attn_logit_softcapping,
                 ..AttentionForm::plain(&rotary)
             };
             let (first, second) = branches(trunk, weights, layer)?;

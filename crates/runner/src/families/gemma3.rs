@@ -147,10 +147,13 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("gemma3_text", MODULES, |layer| LayerInfo {
+        let info = self.trunk.info("gemma3_text", MODULES, |layer| LayerInfo {
             window: self.windows[layer],
+            scale: 1.0 / self.query_pre_attn_scalar.sqrt(),
             ..self.trunk.layer(dense(self.intermediate_size))
-        })
+        });
+        let frequency_switch = info.frequency_switch.or(self.local_rope.switch());
+        ModelInfo { frequency_switch, ..info }
     }
 
     fn details(&self) -> Details {
@@ -172,14 +175,12 @@ impl Family for Config {
                 let name = module(layer, &format!("self_attn.{name}_norm"));
                 trunk.norm_over(weights, &name, trunk.head_dim, NormWeights::BesideOne)
             };
-            let window = self.windows[layer];
+            let rotary = if self.windows[layer].is_some() { &local } else { &rotary };
             let form = AttentionForm {
                 input_bias: self.attention_bias,
                 output_bias: self.attention_bias,
                 norm: QueryKeyNorm::Heads { q: norm("q")?, k: norm("k")? },
-                scale: Some(1.0 / self.query_pre_attn_scalar.sqrt()),
-                window,
-                ..AttentionForm::plain(if window.is_some() { &local } else { &rotary })
+                ..AttentionForm::plain(rotary)
             };
             let (first, second) = gemma2::branches(trunk, weights, layer)?;
             Ok(Block {

@@ -3,7 +3,6 @@
 
 use hooks::{LayerInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
-use kernels::attention::AttentionOptions;
 
 use super::trunk::embedding;
 use super::{Details, Family, activation, dense, divides};
@@ -137,11 +136,18 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        let layer = LayerInfo {
+        let d_head = self.n_embd / self.n_head;
+        let scale = |layer: usize| {
+            let scale = if self.scale_attn_weights { 1.0 / (d_head as f64).sqrt() } else { 1.0 };
+            if self.scale_attn_by_inverse_layer_idx { scale / (layer + 1) as f64 } else { scale }
+        };
+        let layer = |layer| LayerInfo {
             n_heads: self.n_head,
             n_kv_heads: self.n_head,
-            d_head: self.n_embd / self.n_head,
+            d_head,
             window: None,
+            scale: scale(layer),
+            soft_cap: None,
             mlp: dense(self.n_inner),
             parallel_residual: false,
             pre_norms: true,
@@ -153,7 +159,8 @@ impl Family for Config {
             d_vocab: self.vocab_size,
             n_ctx: self.n_positions,
             has_pos_embed: true,
-            layers: vec![layer; self.n_layer],
+            frequency_switch: None,
+            layers: (0..self.n_layer).map(layer).collect(),
             modules: MODULES,
         }
     }
@@ -182,11 +189,6 @@ impl Family for Config {
         let block = |layer: usize| {
             let name = |name: &str| format!("h.{layer}.{name}");
             let d_head = d_model / self.n_head;
-            let mut scale =
-                if self.scale_attn_weights { 1.0 / (d_head as f64).sqrt() } else { 1.0 };
-            if self.scale_attn_by_inverse_layer_idx {
-                scale /= (layer + 1) as f64;
-            }
             Ok(Block {
                 first: Branch::pre_norm(norm(&name("ln_1"))?),
                 attention: Attention {
@@ -195,7 +197,6 @@ impl Family for Config {
                     d_head,
                     norm: QueryKeyNorm::None,
                     rotary: None,
-                    options: AttentionOptions { scale, window: None, soft_cap: None },
                 },
                 second: Branch::pre_norm(norm(&name("ln_2"))?),
                 feed_forward: FeedForward::Dense(Mlp {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use hooks::{LayerInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
-use kernels::attention::AttentionOptions;
 
 use super::trunk::embedding;
 use super::{Details, Family, activation, dense, divides};
@@ -96,11 +95,14 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
+        let d_head = self.hidden_size / self.num_attention_heads;
         let layer = LayerInfo {
             n_heads: self.num_attention_heads,
             n_kv_heads: self.num_attention_heads,
-            d_head: self.hidden_size / self.num_attention_heads,
+            d_head,
             window: None,
+            scale: 1.0 / (d_head as f64).sqrt(),
+            soft_cap: None,
             mlp: dense(self.intermediate_size),
             parallel_residual: self.use_parallel_residual,
             pre_norms: true,
@@ -112,6 +114,7 @@ impl Family for Config {
             d_vocab: self.vocab_size,
             n_ctx: self.max_position_embeddings,
             has_pos_embed: false,
+            frequency_switch: self.rope.switch(),
             layers: vec![layer; self.num_hidden_layers],
             modules: MODULES,
         }
@@ -160,11 +163,6 @@ impl Family for Config {
                     d_head,
                     norm: QueryKeyNorm::None,
                     rotary: Some(rotary.clone()),
-                    options: AttentionOptions {
-                        scale: 1.0 / (d_head as f64).sqrt(),
-                        window: None,
-                        soft_cap: None,
-                    },
                 },
                 second: Branch::pre_norm(norm(module("post_attention_layernorm"))?),
                 feed_forward: FeedForward::Dense(Mlp {

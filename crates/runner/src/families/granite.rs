@@ -1,7 +1,7 @@
 //! Granite: a Llama with multipliers on embeddings, scores, residual additions and
 //! logits.
 
-use hooks::{ModelInfo, Site};
+use hooks::{LayerInfo, ModelInfo, Site};
 
 use super::trunk::{AttentionForm, Defaults, Scales};
 use super::{Details, Family, Trunk, dense};
@@ -59,7 +59,10 @@ impl Family for Config {
     }
 
     fn info(&self) -> ModelInfo {
-        self.trunk.info("granite", MODULES, |_| self.trunk.layer(dense(self.intermediate_size)))
+        self.trunk.info("granite", MODULES, |_| LayerInfo {
+            scale: self.attention_multiplier,
+            ..self.trunk.layer(dense(self.intermediate_size))
+        })
     }
 
     fn details(&self) -> Details {
@@ -79,7 +82,6 @@ impl Family for Config {
             let form = AttentionForm {
                 input_bias: self.attention_bias,
                 output_bias: self.attention_bias,
-                scale: Some(self.attention_multiplier),
                 ..AttentionForm::plain(&rotary)
             };
             let attention = trunk.attention(weights, layer, form)?;

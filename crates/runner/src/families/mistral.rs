@@ -51,8 +51,7 @@ impl Family for Config {
         let trunk = &self.trunk;
         let rotary = trunk.rotary(weights)?;
         trunk.decoder(weights, &Scales::default(), |layer| {
-            let form =
-                AttentionForm { window: self.sliding_window, ..AttentionForm::plain(&rotary) };
+            let form = AttentionForm::plain(&rotary);
             let attention = trunk.attention(weights, layer, form)?;
             let mlp = trunk.mlp(weights, layer, self.intermediate_size, false)?;
             trunk.pre_norm_block(weights, layer, attention, mlp)

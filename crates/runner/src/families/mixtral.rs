@@ -140,8 +140,7 @@ impl Family for Config {
         let trunk = &self.trunk;
         let rotary = trunk.rotary(weights)?;
         trunk.decoder(weights, &Scales::default(), |layer| {
-            let form =
-                AttentionForm { window: self.sliding_window, ..AttentionForm::plain(&rotary) };
+            let form = AttentionForm::plain(&rotary);
             let attention = trunk.attention(weights, layer, form)?;
             let named = |block: &str| format!("model.layers.{layer}.{block}");
             let older = named("block_sparse_moe");

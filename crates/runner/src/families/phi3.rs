@@ -109,8 +109,7 @@ impl Family for Config {
         );
         let d_mlp = self.intermediate_size;
         trunk.decoder(weights, &Scales::default(), |layer| {
-            let form =
-                AttentionForm { window: self.sliding_window, ..AttentionForm::plain(&rotary) };
+            let form = AttentionForm::plain(&rotary);
             let inputs = fused(layer, "self_attn.qkv_proj", vec![q, kv, kv])?;
             let attention = trunk.attention_of(weights, layer, inputs, form)?;
             let down = Part::new(module(layer, "mlp.down_proj"), trunk.hidden_size);

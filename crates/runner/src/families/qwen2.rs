@@ -82,11 +82,7 @@ impl Family for Config {
         let trunk = &self.trunk;
         let rotary = trunk.rotary(weights)?;
         trunk.decoder(weights, &Scales::default(), |layer| {
-            let form = AttentionForm {
-                input_bias: true,
-                window: self.windows[layer],
-                ..AttentionForm::plain(&rotary)
-            };
+            let form = AttentionForm { input_bias: true, ..AttentionForm::plain(&rotary) };
             let attention = trunk.attention(weights, layer, form)?;
             let mlp = trunk.mlp(weights, layer, self.intermediate_size, false)?;
             trunk.pre_norm_block(weights, layer, attention, mlp)

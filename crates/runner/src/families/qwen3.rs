@@ -92,7 +92,6 @@ impl Family for Config {
                 input_bias: self.attention_bias,
                 output_bias: self.attention_bias,
                 norm: QueryKeyNorm::Heads { q: norm("q")?, k: norm("k")? },
-                window: self.windows[layer],
                 ..AttentionForm::plain(&rotary)
             };
             let attention = trunk.attention(weights, layer, form)?;

@@ -97,7 +97,6 @@ impl Family for Config {
                 input_bias: self.attention_bias,
                 output_bias: self.attention_bias,
                 rotary: self.rotary[layer].then(|| rotary.clone()),
-                window: self.windows[layer],
                 ..AttentionForm::plain(&rotary)
             };
             let attention = trunk.attention(weights, layer, form)?;

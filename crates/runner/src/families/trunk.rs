@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use hooks::{LayerInfo, MlpInfo, ModelInfo, Site};
 use kernels::activation::ActivationFunction;
-use kernels::attention::AttentionOptions;
 use serde_json::Value;
 
 use super::{Details, activation, divides};
@@ -187,6 +186,8 @@ impl Trunk {
             n_kv_heads: self.num_key_value_heads,
             d_head: self.head_dim,
             window: None,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+            soft_cap: None,
             mlp,
             parallel_residual: false,
             pre_norms: true,
@@ -207,6 +208,7 @@ impl Trunk {
             d_vocab: self.vocab_size,
             n_ctx: self.max_position_embeddings,
             has_pos_embed: false,
+            frequency_switch: self.rope.switch(),
             layers: (0..self.num_hidden_layers).map(layer).collect(),
             modules,
         }
@@ -329,11 +331,6 @@ impl Trunk {
             d_head,
             norm: form.norm,
             rotary: form.rotary,
-            options: AttentionOptions {
-                scale: form.scale.unwrap_or(1.0 / (d_head as f64).sqrt()),
-                window: form.window,
-                soft_cap: form.soft_cap,
-            },
         })
     }
 
@@ -399,7 +396,7 @@ pub(super) struct Scales {
     pub(super) norms: NormWeights,
 }
 
-/// What families vary in attention.
+/// What families vary in attention, beside what [`LayerInfo`] says of it.
 #[derive(Debug)]
 pub(super) struct AttentionForm {
     /// Whether queries, keys and values have biases.
@@ -408,10 +405,6 @@ pub(super) struct AttentionForm {
     pub(super) output_bias: bool,
     pub(super) norm: QueryKeyNorm,
     pub(super) rotary: Option<Arc<Rotary>>,
-    /// What multiplies `q · k`; `None`: `1/√d_head`.
-    pub(super) scale: Option<f64>,
-    pub(super) window: Option<usize>,
-    pub(super) soft_cap: Option<f64>,
 }
 
 impl AttentionForm {
@@ -422,9 +415,6 @@ impl AttentionForm {
             output_bias: false,
             norm: QueryKeyNorm::None,
             rotary: Some(rotary.clone()),
-            scale: None,
-            window: None,
-            soft_cap: None,
         }
     }
 }

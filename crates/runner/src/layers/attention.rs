@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use hooks::{Activation, HookPoint, Request, Site};
+use hooks::{Activation, HookPoint, LayerInfo, Request, Site};
 use kernels::attention::{
     AttentionInput, AttentionOptions, AttentionWants, attention, attention_pattern,
     attention_scores,
@@ -40,7 +40,6 @@ pub(crate) struct Attention {
     pub(crate) norm: QueryKeyNorm,
     /// `None`: queries and keys know nothing of their positions here.
     pub(crate) rotary: Option<Arc<Rotary>>,
-    pub(crate) options: AttentionOptions,
 }
 
 impl Attention {
@@ -69,11 +68,13 @@ impl Attention {
         let wants = AttentionWants {
             lse: pass.wants(Site::Lse, layer).is_some(),
             summary: pass.wants(Site::Summary, layer).map(|_| pass.plan.summary()),
+            boundaries: pass.batch.boundaries(),
         };
         let input =
             AttentionInput { q: &q, k: &k, v: &v, lengths: &pass.lengths, offsets: &pass.offsets };
-        let output = attention(&input, &self.options, &wants)?;
-        self.record_beside(layer, &q, &k, &v, pass)?;
+        let options = options(&pass.layers[layer]);
+        let output = attention(&input, &options, &wants)?;
+        self.record_beside(layer, [&q, &k, &v], &options, pass)?;
         if let Some(lse) = output.lse {
             pass.site(Site::Lse, layer, lse)?;
         }
@@ -107,9 +108,8 @@ impl Attention {
     fn record_beside(
         &self,
         layer: usize,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        [q, k, v]: [&Tensor; 3],
+        options: &AttentionOptions,
         pass: &mut Pass<'_>,
     ) -> Result<()> {
         for site in [Site::AttnScores, Site::Pattern] {
@@ -127,8 +127,8 @@ impl Attention {
             let offsets: Vec<_> = pass.offsets.iter().map(|offset| offset + span.start).collect();
             let input = AttentionInput { q: &q, k, v, lengths: &lengths, offsets: &offsets };
             let tensor = match site {
-                Site::AttnScores => attention_scores(&input, &self.options, heads)?,
-                _ => attention_pattern(&input, &self.options, heads)?,
+                Site::AttnScores => attention_scores(&input, options, heads)?,
+                _ => attention_pattern(&input, options, heads)?,
             };
             let positions = vec![span.collect::<Vec<_>>(); lengths.len()];
             let activation =
@@ -137,6 +137,11 @@ impl Attention {
         }
         Ok(())
     }
+}
+
+/// How a layer's scores are formed: from what observers are told of it.
+fn options(layer: &LayerInfo) -> AttentionOptions {
+    AttentionOptions { scale: layer.scale, window: layer.window, soft_cap: layer.soft_cap }
 }
 
 /// The shortest run of positions within the rows that holds all wanted ones.

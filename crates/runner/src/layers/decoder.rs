@@ -46,12 +46,6 @@ impl Decoder {
         self.embedding.positions(&pass.offsets, pass.batch.padded_len())
     }
 
-    /// The most tokens of a sequence before the rotary frequencies of all its
-    /// positions change; `None` if they never do.
-    pub(crate) fn frequency_switch(&self) -> Option<usize> {
-        self.blocks.iter().find_map(|block| block.attention.rotary.as_ref()?.switch())
-    }
-
     fn unembed(&self, normalized: &Tensor) -> Result<Tensor> {
         let mut logits = self.unembedding.forward(normalized)?;
         if let Some(multiplier) = self.logits.multiplier {

@@ -1,12 +1,13 @@
 //! One forward pass, as the layers see it.
 
 use candle_core::Tensor;
-use hooks::{Activation, ActivationSink, Batch, Edits, HookPoint, Plan, Request, Site};
+use hooks::{Activation, ActivationSink, Batch, Edits, HookPoint, LayerInfo, Plan, Request, Site};
 
 use crate::Result;
 
-/// The batch of a forward pass, who observes it and what is changed in it.
+/// The model and the batch of a forward pass, who observes it and what is changed in it.
 pub(crate) struct Pass<'a> {
+    pub(crate) layers: &'a [LayerInfo],
     pub(crate) plan: &'a Plan,
     pub(crate) edits: &'a Edits,
     pub(crate) batch: &'a Batch,
@@ -19,13 +20,14 @@ pub(crate) struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     pub(crate) fn new(
+        layers: &'a [LayerInfo],
         plan: &'a Plan,
         edits: &'a Edits,
         batch: &'a Batch,
         sink: &'a mut dyn ActivationSink,
     ) -> Self {
         let (lengths, offsets) = (batch.lengths(), batch.offsets());
-        Self { plan, edits, batch, sink, lengths, offsets }
+        Self { layers, plan, edits, batch, sink, lengths, offsets }
     }
 
     /// What is wanted of a layer's site.

@@ -27,11 +27,6 @@ impl Rotary {
         Self { usual: grown(usual), long: long.map(|(above, long)| (above, grown(long))) }
     }
 
-    /// The most tokens of a sequence before its frequencies change.
-    pub(crate) fn switch(&self) -> Option<usize> {
-        self.long.as_ref().map(|(above, _)| *above)
-    }
-
     /// Rotates `[batch, pos, head, d_head]` by the positions of the batch.
     pub(crate) fn rotate(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let whole = |grown: &Grown| {

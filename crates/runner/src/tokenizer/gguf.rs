@@ -61,6 +61,10 @@ fn byte_level(gguf: &Gguf) -> Result<Tokenizer> {
     let tokens = tokens(gguf)?;
     let vocabulary = vocabulary(gguf, &tokens)?;
     let merges = merges(gguf, &vocabulary)?;
+    let roles = if gguf.has(TYPES) { roles(gguf, tokens.len())? } else { Vec::new() };
+    let bos = around(gguf, "bos", kind.bos == Bos::Yes, None, tokens.len())?;
+    let eos = around(gguf, "eos", false, None, tokens.len())?;
+    // Compiling the rule takes longest, and so comes behind what may be refused.
     let failed = |source| Error::Tokenizer { path: gguf.path().to_owned(), source };
     let bpe = BPE::builder()
         .vocab_and_merges(vocabulary, merges)
@@ -71,16 +75,8 @@ fn byte_level(gguf: &Gguf) -> Result<Tokenizer> {
     inner.with_normalizer(kind.normalizer()).map_err(failed)?;
     inner.with_pre_tokenizer(Some(kind.pre_tokenizer().map_err(failed)?));
     inner.with_decoder(Some(ByteLevelDecoder::new(false, true, true)));
-    if gguf.has(TYPES) {
-        let roles = roles(gguf, tokens.len())?;
-        inner.add_tokens(added(&tokens, &roles, |_| Match::AsWritten)).map_err(failed)?;
-    }
-    Ok(Tokenizer {
-        bos: around(gguf, "bos", kind.bos == Bos::Yes, None, tokens.len())?,
-        eos: around(gguf, "eos", false, None, tokens.len())?,
-        growth: limits::UNICODE,
-        inner: Inner::Library(Box::new(inner)),
-    })
+    inner.add_tokens(added(&tokens, &roles, |_| Match::AsWritten)).map_err(failed)?;
+    Ok(Tokenizer { bos, eos, growth: limits::UNICODE, inner: Inner::Library(Box::new(inner)) })
 }
 
 fn sentence_pieces(gguf: &Gguf) -> Result<Tokenizer> {

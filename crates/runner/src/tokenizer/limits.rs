@@ -11,7 +11,9 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+use super::MAX_NORMALIZED;
 
 /// Deepest accepted nesting. The library reads nested parts again at each level.
 const MAX_DEPTH: usize = 12;
@@ -25,6 +27,9 @@ const MAX_VALUES: usize = 8192;
 const PATTERN: usize = 128;
 /// Longest word that is searched for pieces, in characters: time grows with its square.
 const MAX_WORD: u64 = 256;
+
+/// The most bytes that a decoder may make of one.
+const MAX_DECODED: usize = 64;
 
 /// The most bytes that forms and cases of Unicode make of one byte.
 pub(super) const UNICODE: usize = 22;
@@ -40,18 +45,38 @@ enum Fault {
     Charsmap { problem: &'static str },
     #[error("its template repeats the text {times} times, expected at most once")]
     Template { times: usize },
+    #[error("its template adds up to {tokens} tokens to a text, expected at most {MAX_VALUES}")]
+    TemplateTokens { tokens: usize },
     #[error(
         "words of up to {found} characters are searched for pieces, expected at most {MAX_WORD}"
     )]
     Word { found: String },
+    #[error(
+        "its decoder could make {growth} bytes of each byte of a token, expected at most {MAX_DECODED}"
+    )]
+    Decoder { growth: usize },
+    #[error(
+        "its normalizer could make {bytes} bytes of its added tokens, expected at most {MAX_NORMALIZED}"
+    )]
+    Added { bytes: usize },
 }
 
 /// The parts of a definition that decide what it may cost.
 #[derive(Deserialize)]
 struct Parts {
     normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
+    decoder: Option<Value>,
+    added_tokens: Option<Vec<Added>>,
     model: Option<Model>,
+}
+
+/// A token that is found in a text as a whole, as it stands or as normalizing leaves it.
+#[derive(Deserialize)]
+struct Added {
+    content: Option<String>,
+    normalized: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -67,8 +92,8 @@ pub(super) fn check_sizes(json: &[u8]) -> serde_json::Result<()> {
     reader.end()
 }
 
-/// Checks what a definition would do, and returns how many bytes its normalizer may
-/// make of one byte of text.
+/// Checks what a definition would do, and returns how many bytes its normalizer and the
+/// cuts after it may make of one byte of text.
 pub(super) fn check_growth(json: &[u8]) -> tokenizers::Result<usize> {
     let parts: Parts = serde_json::from_slice(json)?;
     if let Some(Model { max_input_chars_per_word: Some(found) }) = &parts.model
@@ -77,27 +102,58 @@ pub(super) fn check_growth(json: &[u8]) -> tokenizers::Result<usize> {
         return Err(Fault::Word { found: found.to_string().chars().take(20).collect() }.into());
     }
     parts.post_processor.as_ref().map_or(Ok(()), check_templates)?;
-    Ok(parts.normalizer.as_ref().map_or(Ok(1), growth)?)
+    let decoder = growth(&parts.decoder, add_decoder_steps)?;
+    if decoder > MAX_DECODED {
+        return Err(Fault::Decoder { growth: decoder }.into());
+    }
+    let normalizer = growth(&parts.normalizer, add_steps)?;
+    let added = parts.added_tokens.iter().flatten();
+    let added = added.filter(|token| token.normalized != Some(false));
+    let bytes: usize = added.map(|token| token.content.as_ref().map_or(0, String::len)).sum();
+    let bytes = bytes.saturating_mul(normalizer);
+    if bytes > MAX_NORMALIZED {
+        return Err(Fault::Added { bytes }.into());
+    }
+    Ok(normalizer.saturating_mul(growth(&parts.pre_tokenizer, add_cuts)?))
 }
 
-/// Refuses templates that hold the text more than once: in a sequence of them the
-/// copies would be copied again.
+/// Refuses templates that hold the text more than once (in a sequence of them the
+/// copies would be copied again), and those whose many pieces are each many tokens.
 fn check_templates(part: &Value) -> Result<(), Fault> {
     match part {
         Value::Array(items) => items.iter().try_for_each(check_templates),
         Value::Object(members) => {
-            let times = match members.get("single") {
-                Some(Value::Array(pieces)) => pieces.iter().filter(|piece| is_text(piece)).count(),
-                Some(Value::String(pieces)) => pieces.matches('$').count(),
-                _ => 0,
+            let (times, pieces) = match members.get("single") {
+                Some(Value::Array(pieces)) => {
+                    (pieces.iter().filter(|piece| is_text(piece)).count(), pieces.len())
+                }
+                Some(Value::String(pieces)) => {
+                    (pieces.matches('$').count(), pieces.split_whitespace().count())
+                }
+                _ => (0, 0),
             };
             if times > 1 {
                 return Err(Fault::Template { times });
+            }
+            let tokens = pieces.saturating_mul(most_ids(members.get("special_tokens")));
+            if tokens > MAX_VALUES {
+                return Err(Fault::TemplateTokens { tokens });
             }
             members.values().try_for_each(check_templates)
         }
         _ => Ok(()),
     }
+}
+
+/// The most ids that one of a template's special tokens stands for.
+fn most_ids(special: Option<&Value>) -> usize {
+    let ids = |token: &Value| token.get("ids").and_then(Value::as_array).map_or(0, Vec::len);
+    match special {
+        Some(Value::Object(tokens)) => tokens.values().map(ids).max(),
+        Some(Value::Array(tokens)) => tokens.iter().map(ids).max(),
+        _ => None,
+    }
+    .unwrap_or(0)
 }
 
 fn is_text(piece: &Value) -> bool {
@@ -107,7 +163,7 @@ fn is_text(piece: &Value) -> bool {
     }
 }
 
-/// What one step of a normalizer does to the length of a text.
+/// What one step does to the length of a text.
 enum Step {
     /// Nothing that lengthens it.
     Shortens,
@@ -118,10 +174,15 @@ enum Step {
     Times(usize),
 }
 
-/// The most bytes that a normalizer makes of one byte.
-fn growth(part: &Value) -> Result<usize, Fault> {
+/// The most bytes that a part makes of one byte, from its steps.
+fn growth(
+    part: &Option<Value>,
+    add_steps: fn(&Value, &mut Vec<Step>) -> Result<(), Fault>,
+) -> Result<usize, Fault> {
     let mut steps = Vec::new();
-    add_steps(part, &mut steps)?;
+    if let Some(part) = part {
+        add_steps(part, &mut steps)?;
+    }
     let (mut growth, mut in_unicode) = (1usize, false);
     for step in steps {
         let times = match step {
@@ -150,12 +211,7 @@ fn add_steps(part: &Value, steps: &mut Vec<Step>) -> Result<(), Fault> {
     if let Some(table) = text(CHARSMAP) {
         steps.push(Step::Times(longest_replacement(table)?.max(1)));
     } else if members.contains_key("content") {
-        let pattern = members.get("pattern").and_then(|pattern| pattern.get("String"));
-        steps.push(Step::Times(match pattern.and_then(Value::as_str).map_or(0, str::len) {
-            // An empty pattern and a regular expression match between any two bytes.
-            0 => len("content") + 1,
-            matched => len("content").div_ceil(matched).max(1),
-        }));
+        steps.push(replacement(members));
     } else if members.contains_key("prepend") {
         // Before each stretch between added tokens.
         steps.push(Step::Times(len("prepend") + 1));
@@ -166,6 +222,66 @@ fn add_steps(part: &Value, steps: &mut Vec<Step>) -> Result<(), Fault> {
             _ => Step::Unicode,
         });
     }
+    Ok(())
+}
+
+/// A step that puts one text in place of others.
+fn replacement(members: &Map<String, Value>) -> Step {
+    let content = members.get("content").and_then(Value::as_str).map_or(0, str::len);
+    let pattern = members.get("pattern").and_then(|pattern| pattern.get("String"));
+    Step::Times(match pattern.and_then(Value::as_str).map_or(0, str::len) {
+        // An empty pattern and a regular expression match between any two bytes.
+        0 => content + 1,
+        matched => content.div_ceil(matched).max(1),
+    })
+}
+
+/// The steps that cut a text. Two kinds also write it otherwise: bytes as characters, and
+/// spaces as marks, each with one more in front of every stretch that is already cut.
+fn add_cuts(part: &Value, steps: &mut Vec<Step>) -> Result<(), Fault> {
+    let Value::Object(members) = part else {
+        return Ok(());
+    };
+    if let Some(Value::Array(inner)) = members.get("pretokenizers") {
+        return inner.iter().try_for_each(|part| add_cuts(part, steps));
+    }
+    let text = |key| members.get(key).and_then(Value::as_str);
+    steps.push(match text("type") {
+        Some("ByteLevel") if members.get("add_prefix_space") == Some(&Value::Bool(false)) => {
+            Step::Times(2)
+        }
+        Some("ByteLevel") => Step::Times(4),
+        Some(
+            "BertPreTokenizer" | "CharDelimiterSplit" | "Delimiter" | "Digits" | "FixedLength"
+            | "Punctuation" | "Split" | "UnicodeScripts" | "Whitespace" | "WhitespaceSplit",
+        ) => Step::Shortens,
+        // A mark is one character.
+        _ => Step::Times(1 + text("replacement").map_or(4, |mark| mark.len().min(4))),
+    });
+    Ok(())
+}
+
+/// The steps from tokens to a text.
+fn add_decoder_steps(part: &Value, steps: &mut Vec<Step>) -> Result<(), Fault> {
+    let Value::Object(members) = part else {
+        return Ok(());
+    };
+    if let Some(Value::Array(inner)) = members.get("decoders") {
+        return inner.iter().try_for_each(|part| add_decoder_steps(part, steps));
+    }
+    let text = |key| members.get(key).and_then(Value::as_str);
+    let empty = |key| text(key).is_none_or(str::is_empty);
+    steps.push(match text("type") {
+        Some("ByteFallback" | "Fuse" | "Metaspace" | "Strip") => Step::Shortens,
+        Some("Replace") => replacement(members),
+        // What stands for a space, if it is nothing, stands between any two characters.
+        Some("BPEDecoder") if !empty("suffix") => Step::Shortens,
+        Some("CTC") if !empty("word_delimiter_token") => Step::Shortens,
+        // A space before each token, and a mark of three bytes for two that are no text.
+        Some("ByteLevel" | "WordPiece") => Step::Times(2),
+        _ if members.contains_key("content") => replacement(members),
+        _ => Step::Times(3),
+    });
     Ok(())
 }
 
@@ -332,6 +448,54 @@ mod tests {
     }
 
     #[test]
+    fn cuts_that_write_a_text_otherwise_count() {
+        let growth = |cuts: &[&str]| {
+            let cuts = cuts.join(",");
+            let normalizer = r#"{"type": "ByteLevel"}"#;
+            let json = format!(
+                r#"{{"normalizer": {normalizer}, "pre_tokenizer": {{"pretokenizers": [{cuts}]}}}}"#
+            );
+            check_growth(json.as_bytes()).unwrap()
+        };
+        let bytes = r#"{"type": "ByteLevel", "add_prefix_space": false}"#;
+        assert_eq!(growth(&[]), 2);
+        assert_eq!(growth(&[r#"{"type": "Split"}"#, bytes]), 4);
+        assert_eq!(growth(&[r#"{"type": "ByteLevel"}"#]), 8);
+        assert_eq!(growth(&[r#"{"type": "Metaspace", "replacement": "▁"}"#]), 8);
+        assert_eq!(growth(&[r#"{"replacement": "_"}"#]), 4);
+        assert_eq!(growth(&[bytes; 500]), usize::MAX);
+    }
+
+    #[test]
+    fn decoders_that_would_grow_are_refused() {
+        let accepted = |steps: &[&str]| {
+            let decoder = format!(r#"{{"decoders": [{}]}}"#, steps.join(","));
+            check_growth(format!(r#"{{"decoder": {decoder}}}"#).as_bytes()).is_ok()
+        };
+        let replace = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"}"#;
+        let space = r#"{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}"#;
+        assert!(accepted(&[replace]) && !accepted(&[replace; 2]));
+        assert!(accepted(&[space; 100]) && accepted(&[r#"{"type": "Fuse"}"#; 100]));
+        for (key, kind) in [("suffix", "BPEDecoder"), ("word_delimiter_token", "CTC")] {
+            let with = |text: &str| format!(r#"{{"type": "{kind}", "{key}": "{text}"}}"#);
+            assert!(accepted(&[with("x").as_str(); 9]) && !accepted(&[with("").as_str(); 9]));
+        }
+        assert!(accepted(&[r#"{"type": "WordPiece"}"#]) && accepted(&[r#"{"type": "ByteLevel"}"#]));
+    }
+
+    #[test]
+    fn added_tokens_that_would_grow_are_refused() {
+        let accepted = |normalized: bool, steps: usize| {
+            let ten = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"}"#;
+            let normalizer = format!(r#"{{"normalizers": [{}]}}"#, vec![ten; steps].join(","));
+            let added = format!(r#"[{{"content": "aaa", "normalized": {normalized}}}]"#);
+            let json = format!(r#"{{"normalizer": {normalizer}, "added_tokens": {added}}}"#);
+            check_growth(json.as_bytes()).is_ok()
+        };
+        assert!(accepted(true, 7) && !accepted(true, 8) && accepted(false, 8));
+    }
+
+    #[test]
     fn tables_of_characters_are_checked() {
         let table = |text: &str| growth_of(&format!(r#"{{"{CHARSMAP}": "{text}"}}"#));
         // Four bytes of trie, then `ab`, zero, `c`.
@@ -370,5 +534,11 @@ mod tests {
         assert!(check(r#"[{"Sequence": {"id": "A"}}, {"Sequence": {"id": "A"}}]"#).is_err());
         assert!(check(r#"["$A", "$0"]"#).is_err());
         assert!(check(r#""$A $A""#).is_err());
+        let with_ids = |ids: usize| {
+            let ids = vec!["0"; ids].join(",");
+            let pieces = r#""$A <s> <s> <s>""#;
+            check(&format!(r#"{pieces}, "special_tokens": {{"<s>": {{"ids": [{ids}]}}}}"#)).is_ok()
+        };
+        assert!(with_ids(1) && with_ids(2000) && !with_ids(3000));
     }
 }

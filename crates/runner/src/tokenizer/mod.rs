@@ -91,7 +91,7 @@ macro_rules! either {
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: Inner,
-    /// The most bytes that normalizing makes of one byte of text.
+    /// The most bytes that normalizing and cutting make of one byte of text.
     growth: usize,
     /// Added before the text beside what `inner` itself adds.
     bos: Option<u32>,

@@ -315,6 +315,19 @@ fn texts_that_would_grow() {
     ] {
         encode(&definition(json!({"normalizer": normalizer})), 1000, limits).unwrap_err();
     }
+    // Bytes above ASCII become two each time that they are spelled as characters.
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let cuts = |n| json!({"type": "Sequence", "pretokenizers": vec![bytes.clone(); n]});
+    encode(&definition(json!({"pre_tokenizer": cuts(2)})), 1000, limits).unwrap();
+    encode(&definition(json!({"pre_tokenizer": cuts(500)})), 1000, limits).unwrap_err();
+    // Added tokens are normalized when they are read, tokens decoded one by one.
+    let ten = replace("a", "aaaaaaaaaa");
+    let added = json!([{"id": 3, "content": "aaa", "single_word": false, "lstrip": false, "rstrip": false, "normalized": true, "special": false}]);
+    let changes = |n| json!({"normalizer": sequence(vec![ten.clone(); n]), "added_tokens": added});
+    encode(&definition(changes(1)), 10, limits).unwrap();
+    encode(&definition(changes(12)), 0, limits).unwrap_err();
+    let decoder = json!({"type": "Sequence", "decoders": vec![ten.clone(); 12]});
+    encode(&definition(json!({"decoder": decoder})), 10, limits).unwrap_err();
     // Each template of a sequence copies what the one before it made.
     let template = |times: usize| {
         let text = json!({"Sequence": {"id": "A", "type_id": 0}});

@@ -1,7 +1,7 @@
 //! Safetensors files, alone and in shards with an index.
 
 use runner::Source;
-use testkit::hostile::{Limits, Random, alone, campaign, change_bytes, change_json, scratch};
+use testkit::hostile::{Limits, Random, Slot, alone, campaign, change_bytes, change_json, scratch};
 
 use super::common::Folder;
 use super::{load_and_run, write};
@@ -91,6 +91,7 @@ fn safetensors() {
         std::fs::create_dir(path).unwrap();
         write(&path.join("config.json"), folder.config.to_string().as_bytes());
     }
+    let slots = paths.each_ref().map(|path| Slot::new(path.join("model.safetensors")));
     let chosen = std::cell::Cell::new(0);
     campaign(
         "safetensors",
@@ -101,9 +102,8 @@ fn safetensors() {
             change(random, &seeds[chosen.get()], &seeds[1 - chosen.get()])
         },
         |bytes| {
-            let path = &paths[chosen.get()];
-            write(&path.join("model.safetensors"), bytes);
-            load_and_run(&Source::Folder(path.clone()))
+            slots[chosen.get()].put(bytes);
+            load_and_run(&Source::Folder(paths[chosen.get()].clone()))
         },
     );
 }
@@ -129,7 +129,8 @@ fn safetensors_index() {
         candle_core::safetensors::save(&of_part, path(&name)).unwrap();
     }
     let index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string();
-    write(&path("model.safetensors.index.json"), index.as_bytes());
+    let slot = Slot::new(path("model.safetensors.index.json"));
+    slot.put(index.as_bytes());
     load_and_run(&Source::Folder(scratch.path().to_owned())).unwrap();
     campaign(
         "safetensors_index",
@@ -141,7 +142,7 @@ fn safetensors_index() {
             text
         },
         |bytes| {
-            write(&path("model.safetensors.index.json"), bytes);
+            slot.put(bytes);
             load_and_run(&Source::Folder(scratch.path().to_owned()))
         },
     );

@@ -1,11 +1,11 @@
 //! Tokenizers, from `tokenizer.json` and from a GGUF file's metadata.
 
 use runner::{Source, Special, Tokenizer};
-use testkit::hostile::{Limits, alone, campaign, change_json, check, scratch};
+use testkit::hostile::{Limits, Slot, alone, campaign, change_json, check, scratch, used};
 
-use super::common::gguf::File;
+use super::common::gguf::{File, Value};
+use super::corpus;
 use super::gguf::{change_file, with_pieces, with_tokenizer};
-use super::{corpus, write};
 
 const WORDS: &[&str] = &[
     "type",
@@ -105,6 +105,9 @@ const PROMPTS: &[&str] =
 pub fn exercise(source: &Source) -> Result<(), String> {
     let tokenizer = Tokenizer::load(source).map_err(|error| error.to_string())?;
     let mut refused = Ok(());
+    if !used() {
+        return refused;
+    }
     for prompt in PROMPTS {
         match tokenizer.encode(prompt, Special::Add) {
             Ok(encoding) => {
@@ -127,14 +130,14 @@ fn tokenizer_json() {
     let _alone = alone();
     let (seeds, scratch) = (corpus("tokenizer"), scratch());
     let path = scratch.path().join("tokenizer.json");
-    let source = Source::Folder(scratch.path().to_owned());
+    let (slot, source) = (Slot::new(path), Source::Folder(scratch.path().to_owned()));
     for (number, seed) in seeds.iter().enumerate() {
-        write(&path, seed);
+        slot.put(seed);
         exercise(&source).unwrap_or_else(|error| panic!("seed {number}: {error}"));
     }
     // What once broke the limits.
     for found in corpus("tokenizer_found") {
-        write(&path, &found);
+        slot.put(&found);
         assert_eq!(check(&found, Limits::default(), &mut |_| exercise(&source)), Ok(false));
     }
     campaign(
@@ -142,13 +145,17 @@ fn tokenizer_json() {
         8000,
         Limits::default(),
         |random| {
-            let mut text = random.of(&seeds).clone();
-            let other = random.of(&seeds).clone();
+            let mut seed = random.of(&seeds);
+            // Classes of all of Unicode take longest, by far.
+            if seed.windows(3).any(|bytes| bytes == b"\\p{") && !random.once_in(16) {
+                seed = random.of(&seeds);
+            }
+            let (mut text, other) = (seed.clone(), random.of(&seeds).clone());
             change_json(random, &mut text, WORDS, &other);
             text
         },
         |bytes| {
-            write(&path, bytes);
+            slot.put(bytes);
             exercise(&source)
         },
     );
@@ -157,19 +164,22 @@ fn tokenizer_json() {
 #[test]
 fn tokenizer_gguf() {
     let _alone = alone();
-    let mut files = [with_tokenizer(), with_pieces()];
+    // The rule of the first one is nearly all that it costs, and is the program's own.
+    let mut files = [with_tokenizer(), with_tokenizer(), with_pieces()];
+    files[1].set("tokenizer.ggml.pre", Value::Text("gpt-2".to_owned()));
     files.iter_mut().for_each(|file| file.tensors.clear());
     let written = files.each_ref().map(File::bytes);
     let scratch = scratch();
     let path = scratch.path().join("model.gguf");
-    write(&path, &written[0]);
+    let slot = Slot::new(&path);
+    slot.put(&written[0]);
     exercise(&Source::Gguf(path.clone())).unwrap();
     campaign(
         "tokenizer_gguf",
         10_000,
         Limits::default(),
         |random| {
-            let number = random.below(2);
+            let number = if random.once_in(64) { 0 } else { 1 + random.below(2) };
             if random.once_in(2) {
                 let mut file = files[number].clone();
                 change_file(random, &mut file);
@@ -177,11 +187,11 @@ fn tokenizer_gguf() {
             }
             let mut bytes = written[number].clone();
             let hot = bytes.len();
-            testkit::hostile::change_bytes(random, &mut bytes, hot, &written[1 - number]);
+            testkit::hostile::change_bytes(random, &mut bytes, hot, &written[2 - number]);
             bytes
         },
         |bytes| {
-            write(&path, bytes);
+            slot.put(bytes);
             exercise(&Source::Gguf(path.clone()))
         },
     );
