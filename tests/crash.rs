@@ -11,7 +11,14 @@ const MOMENTS: u32 = 15;
 /// What is killed: one job that leaves tensors, one that leaves tables.
 const JOBS: [&[&str]; 2] = [
     &["capture", "--hook", "blocks.*.mlp.hook_router_logits", "--hook", "blocks.3.hook_resid_post"],
-    &["spectral", "--preset", "controlled,paper"],
+    &[
+        "spectral",
+        "--preset",
+        "controlled,paper",
+        "--quadrature",
+        "--keep",
+        "eigenvalues,fiedler-vectors",
+    ],
 ];
 
 fn command(job: &[&str], prompts: &Path, out: &Path) -> std::process::Command {

@@ -54,6 +54,60 @@ print('ok')
 }
 
 #[test]
+fn pyarrow_reads_what_is_kept_of_spectra() {
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = derivations(folder.path(), 3);
+    let out = folder.path().join("run");
+    let words = [
+        "spectral",
+        "--quiet",
+        "--exact",
+        "--quadrature=heads",
+        "--keep",
+        "eigenvalues,fiedler-vectors",
+        "--model",
+        "tiny-mixtral",
+    ];
+    let rest = ["--prompts".into(), prompts, "--out".into(), out.clone()];
+    run(words.map(PathBuf::from).into_iter().chain(rest)).code(0);
+    let script = "
+import sys, pathlib, statistics, pyarrow.parquet as pq
+tables = pathlib.Path(sys.argv[1]) / 'tables'
+rows = lambda name: pq.read_table(tables / f'{name}.parquet').to_pylist()
+key = lambda row: (row['prompt'], row['preset'], row['layer'], row['head'])
+spectra = {key(row): row for row in rows('eigenvalues')}
+assert len(spectra) == 3 * 4 * 5
+tokens = {row['prompt']: row['n_tokens'] for row in rows('prompts')}
+for (prompt, *_), row in spectra.items():
+    values = row['eigenvalues']
+    assert row['first_token'] == 1 and len(values) == tokens[prompt] - 1
+    assert values == sorted(values) and abs(values[0]) < 1e-12
+vectors = rows('fiedler_vectors')
+assert {key(row) for row in vectors} == set(spectra)
+for row in vectors:
+    vector = row['vector']
+    assert abs(sum(v * v for v in vector) - 1) < 1e-12
+    assert max(vector) >= -min(vector) * (1 - 1e-6)
+    assert abs(row['fiedler'] - spectra[key(row)]['eigenvalues'][1]) < 1e-12
+probes = {}
+for row in rows('quadrature'):
+    probes.setdefault(key(row), []).append(row)
+assert set(probes) == set(spectra)
+for name, some in probes.items():
+    values = spectra[name]['eigenvalues']
+    assert [row['probe'] for row in some] == list(range(16))
+    assert all(len(row['alpha']) == len(row['beta']) + 1 for row in some)
+    assert all(abs(row['trace'] - sum(values)) < 1e-9 * sum(values) for row in some)
+    # The first step of a probe has the second moment of the spectrum.
+    squares = [row['dimension'] * (row['alpha'][0] ** 2 + row['beta'][0] ** 2) for row in some]
+    error = statistics.stdev(squares) / 4
+    assert abs(statistics.mean(squares) - sum(v * v for v in values)) < 6 * error, name
+";
+    let output = Command::new(python()).arg("-c").arg(script).arg(&out).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn prompts_that_pyarrow_writes_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let script = "

@@ -9,5 +9,7 @@ mod chat;
 mod commands;
 mod crash;
 mod hub;
+mod kept;
 mod models;
 mod readers;
+mod verdicts;

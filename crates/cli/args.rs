@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Date, Positions, Selection};
+use engine::{Date, Grid, Positions, Selection};
 
 /// Opens up transformers while they run: captures attention and router
 /// activations at named hook points and measures them.
@@ -58,7 +58,11 @@ Examples:
   eigenlens spectral --model tiny-mixtral --prompt '3 + 4 = 7' --out runs/one
   eigenlens spectral --model model.gguf --prompts texts.jsonl --preset controlled,paper --out runs/both
   eigenlens spectral --model model.gguf --prompts texts.jsonl --prefix-step 32 --out runs/curves
+  eigenlens spectral --model model.gguf --prompts texts.jsonl --quadrature --out runs/probed
+  eigenlens spectral --model model.gguf --prompts texts.jsonl --exact --keep eigenvalues,fiedler-vectors --out runs/dense
   eigenlens spectral --model model.gguf --chat --date 2026-11-23 --prompts talks.jsonl --out runs/talks
+  eigenlens spectral --model model.gguf --prompts proofs.jsonl --labels valid --groups proof --out runs/proofs
+  eigenlens spectral --model model.gguf --prompts new.jsonl --score-only runs/proofs --out runs/new
 
 Presets:
   controlled  symmetric-normalized Laplacian; first token dropped; signal centred and scaled to unit rows
@@ -77,7 +81,13 @@ Presets:
 Examples:
   eigenlens show runs/first
   eigenlens show runs/first spectral --prompt 3 --rows 20
-  eigenlens show runs/raw 0/blocks.2.attn.hook_pattern")]
+  eigenlens show runs/raw 0/blocks.2.attn.hook_pattern
+  eigenlens show runs/probed --functional heat-capacity --beta 2
+  eigenlens show runs/probed --functional density --width 0.05 --grid 0:2:21 --prompt 3
+
+Functionals come from the coefficients that `eigenlens spectral --quadrature` keeps, as means
+over prompts, with the standard error of the probes; --json has every graph. `truncation` is
+what a quarter fewer steps change, in practice more than what the steps leave out.")]
     Show(ShowArgs),
     /// List what can be loaded; explain a folder or file; or check a model's predictions.
     #[command(after_help = "\
@@ -258,6 +268,43 @@ pub struct SpectralArgs {
     /// The same for every multiple of N.
     #[arg(long, value_name = "N")]
     pub prefix_step: Option<std::num::NonZeroUsize>,
+    /// Send random probes through each layer's mean over heads, or through every head, too, and
+    /// keep their coefficients: `eigenlens show RUN --functional` has density of states, heat
+    /// capacity and more from them, with error bars. A graph costs as many products as probes
+    /// have steps, 1,024 by default, and 16 kB.
+    #[arg(long, value_enum, value_name = "GRAPHS", num_args = 0..=1, require_equals = true, default_missing_value = "mean")]
+    pub quadrature: Option<Probed>,
+    /// Random probes of each graph, 8 to 1024; errors fall with the root of their number [default: 16].
+    #[arg(long, value_name = "N", requires = "quadrature")]
+    pub probes: Option<usize>,
+    /// Lanczos steps of each probe, 2 to 1024; they resolve the spectrum's width over their number [default: 64].
+    #[arg(long, value_name = "N", requires = "quadrature")]
+    pub probe_steps: Option<usize>,
+    /// Keep these of each graph, as lists in tables of the same names: eigenvalues where the
+    /// solver is dense, and the vector of the Fiedler value.
+    #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
+    pub keep: Vec<Kept>,
+    #[command(flatten)]
+    pub verdicts: VerdictArgs,
+}
+
+/// What verdicts are about.
+#[derive(Args)]
+pub struct VerdictArgs {
+    /// Judge whether metrics tell the two values of this field apart (a field of .jsonl lines, a
+    /// column of .parquet files), beside what length and log-probability tell.
+    #[arg(long, value_name = "FIELD")]
+    pub labels: Option<String>,
+    /// The value that counts as 1 [default: the second in sorted order].
+    #[arg(long, value_name = "VALUE", requires = "labels")]
+    pub positive: Option<String>,
+    /// Texts with the same value of this field belong together, such as a proof and its corrupted
+    /// copy: they share folds and resamples.
+    #[arg(long, value_name = "FIELD", requires = "labels")]
+    pub groups: Option<String>,
+    /// Apply the threshold that a run with --labels saved, and measure nothing else.
+    #[arg(long, value_name = "RUN|FILE", conflicts_with_all = ["labels", "preset", "laplacian", "exact", "hidden_score", "layers", "heads", "graph", "prefixes", "prefix_step", "quadrature", "keep"])]
+    pub score_only: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -268,6 +315,22 @@ pub enum Graph {
     Stored,
     /// Made anew: memory grows with the length alone. The mean over heads, and heads that --heads names.
     Recomputed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Probed {
+    /// The mean over heads.
+    Mean,
+    /// Every head that has rows, and the mean.
+    Heads,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kept {
+    /// Every eigenvalue.
+    Eigenvalues,
+    /// The eigenvector of the second-smallest eigenvalue.
+    FiedlerVectors,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -309,6 +372,45 @@ pub struct ShowArgs {
     /// Most rows to print.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub rows: usize,
+    /// A functional of the spectra, from kept quadratures.
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "item")]
+    pub functional: Option<Functional>,
+    /// Inverse temperature of partition function, free energy and heat capacity [default: 1].
+    #[arg(long, requires = "functional", allow_negative_numbers = true)]
+    pub beta: Option<f64>,
+    /// Time of the form factor [default: 1].
+    #[arg(long, requires = "functional", allow_negative_numbers = true)]
+    pub tau: Option<f64>,
+    /// Standard deviation by which the density is smoothed [default: 0.1].
+    #[arg(long, requires = "functional", allow_negative_numbers = true)]
+    pub width: Option<f64>,
+    /// Points of the density [default: 0:2:9].
+    #[arg(
+        long,
+        value_name = "FROM:TO:POINTS",
+        requires = "functional",
+        allow_hyphen_values = true
+    )]
+    pub grid: Option<Grid>,
+    /// With a functional, these heads and not the mean over heads, such as 0,5-9.
+    #[arg(long, requires = "functional")]
+    pub heads: Option<Selection>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Functional {
+    /// Density of states.
+    Density,
+    /// Entropy of the eigenvalues' shares.
+    EigenvalueEntropy,
+    /// Partition function.
+    PartitionFunction,
+    /// Free energy per node.
+    FreeEnergy,
+    /// Heat capacity.
+    HeatCapacity,
+    /// Spectral form factor.
+    FormFactor,
 }
 
 #[derive(Args)]

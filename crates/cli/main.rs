@@ -3,8 +3,10 @@
 #![allow(missing_docs, reason = "a program has no public items")]
 
 mod args;
+mod curves;
 mod print;
 mod progress;
+mod verdicts;
 
 use std::io::Write;
 use std::path::Path;
@@ -15,13 +17,14 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    CaptureOptions, CheckOptions, Fault, Form, GraphChoice, Item, Job, Laplacian, ModelChoice,
-    Prefixes, PromptSource, Special, SpectralOptions, StoredType, Tokenization, WeightDtype,
-    Written,
+    Arguments, CaptureOptions, CheckOptions, Fault, Form, FunctionalKind, FunctionalValues,
+    GraphChoice, Graphs, Item, Job, Keep, LabelOptions, Laplacian, ModelChoice, Of, Part, Prefixes,
+    Probing, PromptSource, QuadratureOptions, Special, SpectralOptions, StoredType, Tokenization,
+    WeightDtype, Written,
 };
 use serde::Serialize;
 
-use args::{CheckArgs, Cli, Command, ModelsArgs, RunArgs, Shared};
+use args::{CheckArgs, Cli, Command, ModelsArgs, RunArgs, Shared, ShowArgs, SpectralArgs};
 use print::Print;
 use progress::Meter;
 
@@ -101,6 +104,10 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
             run(shared, Job { capture: Some(options), ..job(&capture.run) })
         }
         Command::Spectral(spectral) => {
+            if let Some(from) = &spectral.verdicts.score_only {
+                let mut meter = Meter::new(shared.quiet);
+                return emit(shared, &engine::score(job(&spectral.run), from, &mut meter)?);
+            }
             let options = SpectralOptions {
                 presets: spectral
                     .preset
@@ -134,13 +141,22 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     (None, []) => Prefixes::None,
                     (None, lengths) => Prefixes::Lengths(lengths.iter().map(|t| t.get()).collect()),
                 },
+                keep: keep(spectral),
             };
-            run(shared, Job { spectral: Some(options), ..job(&spectral.run) })
+            let labels = spectral.verdicts.labels.as_ref().map(|field| LabelOptions {
+                field: field.clone(),
+                groups: spectral.verdicts.groups.clone(),
+                positive: spectral.verdicts.positive.clone(),
+            });
+            run(shared, Job { spectral: Some(options), labels, ..job(&spectral.run) })
         }
         Command::Routing(routing) => {
             run(shared, Job { routing: Some(routing.run.layers.clone()), ..job(&routing.run) })
         }
         Command::Show(show) => {
+            if let Some(functional) = show.functional {
+                return emit(shared, &functional_of(show, functional)?);
+            }
             let item =
                 Item { name: show.item.clone(), prompt: show.prompt.clone(), limit: show.rows };
             emit(shared, &engine::show(&show.run, &item)?)
@@ -148,6 +164,42 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
         Command::Models(models) => look_at(shared, models),
         Command::Doctor => emit(shared, &engine::doctor()),
     }
+}
+
+fn keep(args: &SpectralArgs) -> Keep {
+    let part = |part: &args::Kept| match part {
+        args::Kept::Eigenvalues => Part::Eigenvalues,
+        args::Kept::FiedlerVectors => Part::FiedlerVector,
+    };
+    let probing = |probed| {
+        let default = QuadratureOptions::default();
+        Probing {
+            graphs: match probed {
+                args::Probed::Mean => Graphs::HeadMean,
+                args::Probed::Heads => Graphs::HeadsAndMean,
+            },
+            options: QuadratureOptions {
+                n_probes: args.probes.unwrap_or(default.n_probes),
+                steps: args.probe_steps.unwrap_or(default.steps),
+                ..default
+            },
+        }
+    };
+    Keep { parts: args.keep.iter().map(part).collect(), quadrature: args.quadrature.map(probing) }
+}
+
+fn functional_of(args: &ShowArgs, name: args::Functional) -> anyhow::Result<FunctionalValues> {
+    let kind = match name {
+        args::Functional::Density => FunctionalKind::Density,
+        args::Functional::EigenvalueEntropy => FunctionalKind::EigenvalueEntropy,
+        args::Functional::PartitionFunction => FunctionalKind::PartitionFunction,
+        args::Functional::FreeEnergy => FunctionalKind::FreeEnergy,
+        args::Functional::HeatCapacity => FunctionalKind::HeatCapacity,
+        args::Functional::FormFactor => FunctionalKind::FormFactor,
+    };
+    let &ShowArgs { beta, tau, width, grid, .. } = args;
+    let of = Of { prompt: args.prompt.clone(), heads: args.heads.clone() };
+    Ok(engine::functional(&args.run, kind, &Arguments { beta, tau, width, grid }, &of)?)
 }
 
 /// Lists families, explains a model or checks it.
@@ -195,9 +247,29 @@ fn special(no_bos: bool) -> Special {
     if no_bos { Special::Omit } else { Special::Add }
 }
 
+/// A run with labels, judged.
+#[derive(Serialize)]
+struct Judgement {
+    #[serde(flatten)]
+    outcome: engine::Outcome,
+    verdicts: engine::Verdicts,
+}
+
+impl Print for Judgement {
+    fn print(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        self.verdicts.print(out)?;
+        writeln!(out)?;
+        self.outcome.print(out)
+    }
+}
+
 fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
     let outcome = engine::run(&job, &mut Meter::new(shared.quiet))?;
-    emit(shared, &engine::Report::of(outcome)?)
+    let Some(labels) = &job.labels else {
+        return emit(shared, &engine::Report::of(outcome)?);
+    };
+    let verdicts = engine::judge(&job.out, labels.positive.as_deref())?;
+    emit(shared, &Judgement { outcome, verdicts })
 }
 
 /// A job that measures nothing yet.
@@ -229,6 +301,7 @@ fn job(args: &RunArgs) -> Job {
         capture: None,
         spectral: None,
         routing: None,
+        labels: None,
         out: args.out.clone(),
         command: words(),
     }

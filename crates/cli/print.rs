@@ -4,10 +4,13 @@ use std::io::{Result, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use engine::{
-    ChatTemplate, Check, Contents, Demo, Divergence, Doctor, Explained, Families, Outcome, Report,
-    RoutingSummary, Rows, Shown, Sizes, SpectralSummary, TensorValues, Windows, human,
+    ChatTemplate, Check, Contents, Demo, Divergence, Doctor, Explained, Families, FunctionalMean,
+    FunctionalValues, Measured, Outcome, Report, RoutingSummary, Rows, Shown, Sizes,
+    SpectralSummary, TensorValues, Windows, human,
 };
 use serde_json::Value;
+
+use crate::curves::prefixes;
 
 /// A result that can be shown to a person.
 pub trait Print {
@@ -22,7 +25,7 @@ const WIDTH: u16 = 100;
 const CELL: usize = 40;
 
 /// A table with text columns on the left and numbers on the right.
-fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_header(head);
     if !table.is_tty() {
@@ -46,7 +49,7 @@ fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
 
 /// Tables of some of the columns each, as many as fit; every one begins with the
 /// columns that name a row.
-fn bands(
+pub fn bands(
     head: &[&str],
     rows: &[Vec<String>],
     is_key: impl Fn(&str) -> bool,
@@ -80,7 +83,7 @@ fn bands(
 }
 
 /// Four significant digits, or a dash where there is no value.
-fn number(value: Option<f64>) -> String {
+pub fn number(value: Option<f64>) -> String {
     match value {
         None => "–".to_owned(),
         Some(0.) => "0".to_owned(),
@@ -92,7 +95,7 @@ fn number(value: Option<f64>) -> String {
     }
 }
 
-fn shorten(text: &str) -> String {
+pub fn shorten(text: &str) -> String {
     let one_line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match one_line.char_indices().nth(CELL) {
         None => one_line,
@@ -148,6 +151,7 @@ impl Print for Outcome {
 impl Print for Report {
     fn print(&self, out: &mut dyn Write) -> Result<()> {
         spectral(&self.spectral, out)?;
+        prefixes(&self.prefixes, out)?;
         routing(&self.routing, out)?;
         self.outcome.print(out)
     }
@@ -280,6 +284,7 @@ impl Print for Shown {
             Shown::Contents(contents) => contents.print(out),
             Shown::Rows(rows) => rows.print(out),
             Shown::Tensor(tensor) => tensor.print(out),
+            Shown::Verdicts(verdicts) => verdicts.print(out),
         }
     }
 }
@@ -298,6 +303,9 @@ impl Print for Contents {
             vec![t.info.name.clone(), t.rows.to_string(), columns.join(", ")]
         });
         writeln!(out, "{}", table(&["table", "rows", "columns after prompt"], rows))?;
+        if self.verdicts {
+            writeln!(out, "verdicts: see `eigenlens show RUN verdicts`")?;
+        }
         if self.n_tensors > 0 {
             writeln!(out, "{} tensors:", self.n_tensors)?;
             for key in &self.tensors {
@@ -324,6 +332,79 @@ impl Print for Rows {
         }
         writeln!(out, "{} of {} rows; more with --rows N", self.rows.len(), self.matching)
     }
+}
+
+impl Print for FunctionalValues {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        let arguments = self.arguments.iter().map(|(name, value)| format!("; {name} {value}"));
+        writeln!(out, "{}{}", self.about, arguments.collect::<String>())?;
+        // Of mean and heads the mean alone is shown; --heads leaves the heads.
+        let has_mean = self.means.iter().any(|mean| mean.head.is_none());
+        let shown: Vec<_> = self.means.iter().filter(|m| m.head.is_none() == has_mean).collect();
+        for group in shown.chunk_by(|a, b| (&a.preset, &a.laplacian) == (&b.preset, &b.laplacian)) {
+            let prompts = group.iter().map(|mean| mean.prompts).max().unwrap_or(0);
+            writeln!(
+                out,
+                "preset {}, {} Laplacian, {}; means over {}",
+                group[0].preset,
+                group[0].laplacian,
+                if has_mean { "mean over heads" } else { "heads" },
+                human::count(prompts as u64, "prompt")
+            )?;
+            functional_table(group, &self.grid, out)?;
+        }
+        let values = || shown.iter().flat_map(|mean| &mean.values);
+        let is_coarse = |m: &&Measured| m.truncation > m.error.max(1e-9 * m.value.abs());
+        let (coarse, all) = (values().filter(is_coarse).count(), values().count());
+        if coarse > 0 {
+            writeln!(
+                out,
+                "Beware: for {coarse} of {all} values the steps count more than the probes; \
+                 keep more of them with --probe-steps"
+            )?;
+        }
+        let nulls: Vec<_> = self.graphs.iter().filter_map(|graph| graph.null.as_ref()).collect();
+        match nulls.first() {
+            Some(first) => {
+                let graphs = human::count(nulls.len() as u64, "graph");
+                writeln!(out, "no value of {graphs}, the first because: {first}")
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A row per layer, or per layer and head.
+fn functional_table(means: &[&FunctionalMean], grid: &[f64], out: &mut dyn Write) -> Result<()> {
+    let names = |mean: &FunctionalMean| {
+        let head = mean.head.map(|head| head.to_string());
+        std::iter::once(mean.layer.to_string()).chain(head).collect::<Vec<_>>()
+    };
+    let mut head = vec!["layer".to_owned()];
+    head.extend(means.iter().any(|mean| mean.head.is_some()).then(|| "head".to_owned()));
+    let rows: Vec<Vec<String>> = if grid.is_empty() {
+        head.extend(["value", "± error", "truncation", "spread"].map(str::to_owned));
+        let row = |mean: &&FunctionalMean| {
+            let measured = mean.values.first();
+            let value = |f: fn(&Measured) -> f64| number(measured.map(f));
+            let values = [value(|m| m.value), value(|m| m.error), value(|m| m.truncation)];
+            let spread = number(mean.spread.first().copied());
+            names(mean).into_iter().chain(values).chain([spread]).collect()
+        };
+        means.iter().map(row).collect()
+    } else {
+        head.extend(grid.iter().map(|x| format!("at {}", number(Some(*x)))));
+        let cell = |mean: &FunctionalMean, k: usize| match mean.values.get(k) {
+            Some(m) => format!("{} ± {}", number(Some(m.value)), number(Some(m.error))),
+            None => number(None),
+        };
+        let row = |mean: &&FunctionalMean| {
+            names(mean).into_iter().chain((0..grid.len()).map(|k| cell(mean, k))).collect()
+        };
+        means.iter().map(row).collect()
+    };
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    bands(&head, &rows, |name| ["layer", "head"].contains(&name), out)
 }
 
 impl Print for TensorValues {

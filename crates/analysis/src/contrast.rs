@@ -6,6 +6,8 @@
 
 use kernels::random::SplitMix64;
 
+use crate::verdict::rank::cohens_d;
+
 /// One pair of texts, a positive and a negative one, measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
@@ -66,15 +68,11 @@ impl Contrast {
         let tokens = |f: fn(&Pair) -> usize| pairs.iter().map(|p| f(p) as f64).collect::<Vec<_>>();
         let lengths = (tokens(|p| p.positive_tokens), tokens(|p| p.negative_tokens));
         let (a, b) = (mean(&positives), mean(&negatives));
-        let n = pairs.len() as f64;
-        let squares =
-            |values: &[f64], mean: f64| -> f64 { values.iter().map(|v| (v - mean).powi(2)).sum() };
-        let pooled = (squares(&positives, a) + squares(&negatives, b)) / (2. * n - 2.);
         Some(Self {
             n_pairs: pairs.len(),
             positive_mean: a,
             negative_mean: b,
-            cohens_d: (pooled > 0.).then(|| (a - b) / pooled.sqrt()),
+            cohens_d: cohens_d(&positives, &negatives),
             auroc: auroc(&positives, &negatives),
             null_interval: null_interval(positives, negatives, seed),
             length_auroc: auroc(&lengths.0, &lengths.1),

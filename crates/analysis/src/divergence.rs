@@ -4,7 +4,7 @@
 //! pieces of any size, and memory grows by a few numbers a token.
 
 use candle_core::Tensor;
-use kernels::divergence::{divergence, surprisal};
+use kernels::divergence::{self, divergence};
 
 use crate::{Error, Result};
 
@@ -88,7 +88,7 @@ impl Accumulator {
         }
         for (sum, logits) in self.surprisal.iter_mut().zip([p, q]) {
             let predicting = logits.narrow(0, 0, next.len()).map_err(candle).map_err(failed)?;
-            *sum += surprisal(&predicting, next).map_err(failed)?.into_iter().sum::<f64>();
+            *sum += surprisal(first.text, &predicting, next)?.into_iter().sum::<f64>();
         }
         self.predicted += next.len();
         Ok(())
@@ -110,6 +110,19 @@ impl Accumulator {
             perplexity: perplexity(self.surprisal[1]),
         })
     }
+}
+
+/// The surprisal `−ln p` of a token behind each position of a text, in nats.
+///
+/// # Shapes
+///
+/// `logits`: `[pos, d_vocab]`; `next`: a token for each position.
+///
+/// # Errors
+///
+/// [`Error::Logits`], as [`Accumulator::add`].
+pub fn surprisal(text: usize, logits: &Tensor, next: &[u32]) -> Result<Vec<f64>> {
+    divergence::surprisal(logits, next).map_err(|source| Error::Logits { text, source })
 }
 
 fn spread(places: &[Place], values: &[f64]) -> Option<Spread> {

@@ -89,6 +89,23 @@ pub enum Error {
         /// What the row says.
         got: usize,
     },
+    /// Eigenvalues are to be kept, and none are computed.
+    #[error(
+        "eigenvalues are kept of graphs that are solved densely, and none is; ask for exact spectra, or for the preset paper"
+    )]
+    NoEigenvalues,
+    /// Random probes that cannot be sent.
+    #[error(transparent)]
+    Probing {
+        /// What is wrong with their options.
+        source: kernels::Error,
+    },
+    /// Kept coefficients that are those of no graph.
+    #[error("the kept coefficients are damaged: {source}")]
+    Coefficients {
+        /// What is wrong with them.
+        source: kernels::Error,
+    },
     /// A numeric operation failed.
     #[error("layer {layer} of prompt {request}: {source}")]
     Kernel {

@@ -16,6 +16,7 @@ pub mod divergence;
 pub mod error;
 pub mod routing;
 pub mod spectral;
+pub mod verdict;
 
 use hooks::Site;
 

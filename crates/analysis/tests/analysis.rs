@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "analysis/keep.rs"]
+mod keep;
 #[path = "analysis/routing.rs"]
 mod routing;
 #[path = "analysis/spectral.rs"]

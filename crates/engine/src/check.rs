@@ -17,7 +17,7 @@ use crate::tokens::{Inputs, Tokenization};
 use crate::{Error, Progress, Result, human};
 
 /// Logits that are held at a time, of each model: 64 MiB in `f32`.
-const MAX_LOGITS: usize = 1 << 24;
+pub(crate) const MAX_LOGITS: usize = 1 << 24;
 
 /// The text that is run where none is given.
 const TEXT: &str = include_str!("../../../assets/check.txt");
@@ -242,7 +242,7 @@ fn last_residual(model: &Model, tokens: &[u32]) -> Result<Tensor> {
 
 /// Logits of positions with these residual streams `[1, pos, d_model]`:
 /// `[pos, d_vocab]`. They depend on nothing else; the tokens are only counted.
-fn logits(model: &Model, resid: &Tensor, tokens: &[u32]) -> Result<Tensor> {
+pub(crate) fn logits(model: &Model, resid: &Tensor, tokens: &[u32]) -> Result<Tensor> {
     let mut cache = cache_of(model, HookPoint::LOGITS)?;
     let end = model.info().n_layers();
     model.session(&mut cache)?.forward(

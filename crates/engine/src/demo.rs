@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use analysis::contrast::{Contrast, Pair};
-use analysis::spectral::Preset;
+use analysis::spectral::{Keep, Preset};
 use hooks::{Positions, Selection};
 use runner::{BuiltIn, WeightDtype};
 use serde::{Deserialize, Serialize};
@@ -125,8 +125,10 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
             heads: Selection::All,
             graph: GraphChoice::Auto,
             prefixes: Prefixes::None,
+            keep: Keep::default(),
         }),
         routing: Some(Selection::All),
+        labels: None,
         out: out.to_owned(),
         command,
     };

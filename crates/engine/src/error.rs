@@ -157,7 +157,7 @@ pub enum Error {
     },
     /// A Parquet file without prompts.
     #[error(
-        "{} needs a column `text` of strings without nulls, and may have a column `id` of strings or integers; it has {}",
+        "{} needs a column `text` of strings without nulls, and may have columns `response` of strings and `id` of strings or integers; it has {}",
         path.display(),
         first(found)
     )]
@@ -335,12 +335,186 @@ pub enum Error {
         /// The column.
         column: &'static str,
     },
+    /// A run folder keeps no quadratures.
+    #[error(
+        "{} keeps no quadratures, from which functionals of the spectra come; make a run with `eigenlens spectral --quadrature`",
+        run.display()
+    )]
+    NoQuadrature {
+        /// The run folder.
+        run: PathBuf,
+    },
+    /// Probes of a graph that are not its probes.
+    #[error(
+        "{}: table `quadrature`, prompt `{prompt}`, layer {layer}: the probes of a graph are not numbered from 0, or disagree on what they share; the table is damaged",
+        run.display()
+    )]
+    Probes {
+        /// The run folder.
+        run: PathBuf,
+        /// The prompt.
+        prompt: String,
+        /// The layer.
+        layer: u32,
+    },
+    /// Kept coefficients that are those of no graph.
+    #[error("{}: table `quadrature`, prompt `{prompt}`, layer {layer}: {source}", run.display())]
+    Coefficients {
+        /// The run folder.
+        run: PathBuf,
+        /// The prompt.
+        prompt: String,
+        /// The layer.
+        layer: u32,
+        /// What is wrong with them.
+        source: Box<analysis::Error>,
+    },
+    /// A functional without a value for any graph.
+    #[error("no graph has a value of {functional}: {reason}")]
+    NoFunctional {
+        /// The functional.
+        functional: &'static str,
+        /// Why not, for the first of them.
+        reason: String,
+    },
+    /// A number that no functional takes.
+    #[error("--{option} {value} is not taken; expected {expected}")]
+    FunctionalNumber {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: f64,
+        /// What would have been taken.
+        expected: &'static str,
+    },
+    /// An option that a functional does not take.
+    #[error("--{option} means nothing to {functional}; leave it out")]
+    FunctionalOption {
+        /// The functional.
+        functional: &'static str,
+        /// The option.
+        option: &'static str,
+    },
+    /// Points that are no grid.
+    #[error(
+        "`{text}` is not a grid; expected FROM:TO:POINTS, such as 0:2:9, two finite numbers and 1 to {most} points"
+    )]
+    Grid {
+        /// What was given.
+        text: String,
+        /// Most points.
+        most: usize,
+    },
     /// The number of threads could not be set.
     #[error("cannot use {threads} threads: {reason}")]
     Threads {
         /// The number asked for.
         threads: usize,
         /// Why not.
+        reason: String,
+    },
+    /// A prompt without a field that was asked for.
+    #[error(
+        "prompt `{id}` has no `{field}`; labels and groups are fields of .jsonl lines or columns of .parquet files, one for every prompt"
+    )]
+    LabelMissing {
+        /// The prompt.
+        id: String,
+        /// The field.
+        field: String,
+    },
+    /// A field that is not one value.
+    #[error(
+        "prompt `{id}`: `{field}` is a list or an object; expected a text, a number or a truth value"
+    )]
+    LabelKind {
+        /// The prompt.
+        id: String,
+        /// The field.
+        field: String,
+    },
+    /// Other than two labels.
+    #[error(
+        "prompt `{id}` has the {field} `{value}`, beside {}; verdicts are about two labels",
+        quoted(known)
+    )]
+    LabelThird {
+        /// The first prompt with a third label.
+        id: String,
+        /// The field.
+        field: String,
+        /// Its label.
+        value: String,
+        /// The two labels before it.
+        known: [String; 2],
+    },
+    /// One label.
+    #[error("every prompt has the {field} `{value}`; verdicts are about two labels")]
+    LabelSingle {
+        /// The field.
+        field: String,
+        /// The label.
+        value: String,
+    },
+    /// A label that was to count as positive and is none.
+    #[error("no prompt has the {field} `{positive}`; it is one of {}", quoted(known))]
+    LabelPositive {
+        /// The field.
+        field: String,
+        /// What was asked for.
+        positive: String,
+        /// The labels.
+        known: [String; 2],
+    },
+    /// A labelled text in which no token is predicted.
+    #[error(
+        "prompt `{id}` has one token, and so no log-probability to hold a verdict against; remove it"
+    )]
+    LabelledShort {
+        /// The prompt.
+        id: String,
+    },
+    /// Texts that cannot be judged.
+    #[error(transparent)]
+    Unfit(analysis::verdict::Unfit),
+    /// Verdicts or thresholds that cannot be read.
+    #[error("{} holds no verdicts: {}; give a run folder of `spectral --labels`, or its verdicts.json", path.display(), brief(source))]
+    VerdictFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Verdicts in a later version's form.
+    #[error("{} has form {found}, this version reads form {supported}; judge the run again", path.display())]
+    VerdictVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its form.
+        found: u64,
+        /// The form that is read.
+        supported: u64,
+    },
+    /// Verdicts without a threshold.
+    #[error("{} holds no threshold: no metric had a value for every text", path.display())]
+    NoThreshold {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A threshold of a metric that is measured otherwise here.
+    #[error("the threshold was set otherwise than texts are measured here: {}", differences.join("; "))]
+    ThresholdDiffers {
+        /// Each difference: what, there and here.
+        differences: Vec<String>,
+    },
+    /// A text without the metric that a threshold is about.
+    #[error("prompt `{id}` has no {metric}: {reason}")]
+    Unscored {
+        /// The prompt.
+        id: String,
+        /// The metric.
+        metric: String,
+        /// Why, as far as the table says.
         reason: String,
     },
     /// The prompts that come with the program cannot be read.
@@ -361,6 +535,17 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+fn quoted(values: &[String; 2]) -> String {
+    let [a, b] = values.each_ref().map(|value| first(std::slice::from_ref(value)));
+    format!("`{a}` and `{b}`")
+}
+
+impl From<analysis::verdict::Unfit> for Error {
+    fn from(error: analysis::verdict::Unfit) -> Self {
+        Self::Unfit(error)
+    }
 }
 
 impl From<runner::Error> for Error {
@@ -412,9 +597,12 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Runner(error) => error.fault(),
-            Self::NotFinite { .. } | Self::NoTokenizer | Self::Read { .. } | Self::NoRun { .. } => {
-                Fault::Model
-            }
+            Self::NotFinite { .. }
+            | Self::NoTokenizer
+            | Self::Read { .. }
+            | Self::NoRun { .. }
+            | Self::Probes { .. }
+            | Self::Coefficients { .. } => Fault::Model,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_))
             | Self::Tensor(_)
             | Self::BuiltInPrompts(_) => Fault::Internal,
@@ -428,8 +616,8 @@ impl Error {
 fn analysis_fault(error: &analysis::Error) -> Fault {
     use analysis::Error as E;
     match error {
-        E::NoMixture { .. } => Fault::Request,
-        E::Captured { .. } | E::Logits { .. } => Fault::Model,
+        E::NoMixture { .. } | E::NoEigenvalues | E::Probing { .. } => Fault::Request,
+        E::Captured { .. } | E::Logits { .. } | E::Coefficients { .. } => Fault::Model,
         _ => Fault::Internal,
     }
 }

@@ -8,6 +8,7 @@ use hooks::{ModelInfo, Selection};
 use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype, Written};
 use serde_json::{Value, json};
 
+use crate::labels::{LabelOptions, LastResidual, ResidualSlot};
 use crate::prompts::PromptSource;
 use crate::recorders::Recorder;
 use crate::recorders::capture::{Capture, CaptureOptions, WriterSlot};
@@ -46,6 +47,8 @@ pub struct Job {
     pub spectral: Option<SpectralOptions>,
     /// Layers whose routing is measured.
     pub routing: Option<Selection>,
+    /// Labels that verdicts are to be about.
+    pub labels: Option<LabelOptions>,
     /// The run folder.
     pub out: PathBuf,
     /// The command line, for the run folder's readers.
@@ -59,6 +62,7 @@ impl Job {
     pub(crate) fn recorders(
         &self,
         writer: &WriterSlot,
+        residual: &ResidualSlot,
         info: &ModelInfo,
         longest: usize,
     ) -> Vec<Box<dyn Recorder>> {
@@ -71,6 +75,9 @@ impl Job {
         }
         if let Some(layers) = &self.routing {
             recorders.push(Box::new(RoutingSink::new(layers.clone())));
+        }
+        if self.labels.is_some() {
+            recorders.push(Box::new(LastResidual::new(residual.clone())));
         }
         recorders
     }
@@ -91,6 +98,7 @@ impl Job {
         fingerprint: &Fingerprint,
         origin: Option<&Origin>,
         inputs: &str,
+        labels: Option<Value>,
     ) -> Value {
         let capture = self.capture.as_ref().map(|options| {
             let mut hooks = options.hooks.clone();
@@ -117,7 +125,7 @@ impl Job {
             Form::AsGiven => None,
             Form::Chat { date } => Some(json!({ "date": date.map(|date| date.to_string()) })),
         };
-        json!({
+        let mut description = json!({
             "model": model,
             "device": format!("{:?}", self.model.device.location()).to_lowercase(),
             "dtype": match self.model.dtype {
@@ -135,6 +143,11 @@ impl Job {
             "capture": capture,
             "spectral": self.spectral.as_ref().map(SpectralOptions::describe),
             "routing": self.routing.as_ref().map(|layers| json!({ "layers": layers.to_string() })),
-        })
+        });
+        // A run without labels is described as it was before there were any.
+        if let Some(labels) = labels {
+            description["labels"] = labels;
+        }
+        description
     }
 }

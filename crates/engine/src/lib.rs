@@ -10,26 +10,35 @@ mod check;
 mod demo;
 mod doctor;
 mod error;
+mod functional;
 pub mod human;
 mod job;
+mod labels;
 mod models;
 mod progress;
 pub mod prompts;
 mod recorders;
 mod run;
+mod scores;
 mod show;
 mod summary;
 mod tables;
 mod tokens;
+mod verdicts;
 
-pub use analysis::spectral::{Laplacian, Preset};
+pub use analysis::spectral::{Graphs, Keep, Laplacian, Part, Preset, Probing, QuadratureOptions};
 pub use candle_core::Device;
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};
 pub use doctor::{Doctor, doctor, set_threads};
 pub use error::{Error, Fault, Result};
+pub use functional::{
+    Arguments, FunctionalKind, FunctionalMean, FunctionalOfGraph, FunctionalValues, Grid, Measured,
+    Of, functional,
+};
 pub use hooks::{Positions, Selection};
 pub use job::{Job, ModelChoice};
+pub use labels::LabelOptions;
 pub use models::{
     ChatTemplate, Explained, Families, HookShape, Memory, MemoryUse, Sizes, StoredWeights, Windows,
     explain, families,
@@ -40,7 +49,12 @@ pub use recorders::capture::CaptureOptions;
 pub use recorders::spectral::{GraphChoice, MAX_STORED, Prefixes, SpectralOptions};
 pub use run::{Outcome, run};
 pub use runner::{Date, Message, Special, WeightDtype, Written};
+pub use scores::{Score, Scores, score};
 pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};
 pub use store::StoredType;
-pub use summary::{Report, RoutingSummary, SpectralSummary};
+pub use summary::{PrefixSummary, Report, RoutingSummary, SpectralSummary};
 pub use tokens::{Form, Tokenization};
+pub use verdicts::{
+    CellVerdict, ControlNumbers, Estimate, Judged, LabelNames, MatchedNumbers, NestedNumbers, Rule,
+    SavedThreshold, TestedNumbers, Verdicts, WithinNumbers, judge,
+};

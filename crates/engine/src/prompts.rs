@@ -4,6 +4,7 @@
 //! the prompts from 0. Everything is read and checked before a model is loaded,
 //! so that a mistake in the last line costs no work.
 
+mod fields;
 mod parquet;
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,8 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::{Error, Result};
+
+pub use fields::Field;
 
 /// What a model is run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,29 +89,45 @@ const MAX_FILE_BYTES: u64 = 4 << 30;
 /// number), text that is not UTF-8, an id that stands twice, no prompt at all, an
 /// empty prompt.
 pub fn read(source: &PromptSource) -> Result<Vec<Prompt>> {
+    Ok(read_with(source, &[])?.into_iter().map(|(prompt, _)| prompt).collect())
+}
+
+/// A prompt with what its source has beside it under the names that were asked for.
+pub(crate) type WithFields = (Prompt, Vec<Field>);
+
+/// Reads every prompt, with the named fields of each in their order. Sources that are
+/// nothing but prompts have none.
+pub(crate) fn read_with(source: &PromptSource, names: &[&str]) -> Result<Vec<WithFields>> {
     let prompts = match source {
-        PromptSource::Given(prompts) => prompts.clone(),
-        PromptSource::Texts(texts) => number(texts.iter().cloned().map(Content::Text))?,
-        PromptSource::File(path) => read_file(path)?,
+        PromptSource::Given(prompts) => without_fields(prompts.clone(), names),
+        PromptSource::Texts(texts) => {
+            without_fields(number(texts.iter().cloned().map(Content::Text))?, names)
+        }
+        PromptSource::File(path) => read_file(path, names)?,
         PromptSource::Stdin => {
             let text = read_text(std::io::stdin().lock(), Path::new("standard input"))?;
             if is_json_lines(&text) {
-                read_json_lines(&text, Path::new("standard input"))?
+                read_json_lines(&text, Path::new("standard input"), names)?
             } else {
-                read_lines(&text)?
+                without_fields(read_lines(&text)?, names)
             }
         }
-        PromptSource::TokenIds(path) => read_token_ids(path)?,
+        PromptSource::TokenIds(path) => without_fields(read_token_ids(path)?, names),
     };
-    check(prompts)
+    check(prompts.iter().map(|(prompt, _)| prompt))?;
+    Ok(prompts)
 }
 
-fn read_file(path: &Path) -> Result<Vec<Prompt>> {
+fn without_fields(prompts: Vec<Prompt>, names: &[&str]) -> Vec<WithFields> {
+    prompts.into_iter().map(|prompt| (prompt, vec![Field::Missing; names.len()])).collect()
+}
+
+fn read_file(path: &Path, names: &[&str]) -> Result<Vec<WithFields>> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
     match extension.as_str() {
-        "txt" => read_lines(&open_text(path)?),
-        "jsonl" | "ndjson" => read_json_lines(&open_text(path)?, path),
-        "parquet" => parquet::read(open(path)?, path),
+        "txt" => Ok(without_fields(read_lines(&open_text(path)?)?, names)),
+        "jsonl" | "ndjson" => read_json_lines(&open_text(path)?, path, names),
+        "parquet" => parquet::read(open(path)?, path, names),
         _ => Err(Error::PromptFormat { path: path.to_owned() }),
     }
 }
@@ -118,7 +137,7 @@ fn number(contents: impl Iterator<Item = Content>) -> Result<Vec<Prompt>> {
 }
 
 /// As many prompts as a run takes, or an error before memory is taken for more.
-fn bounded(prompts: impl Iterator<Item = Result<Prompt>>) -> Result<Vec<Prompt>> {
+fn bounded<P>(prompts: impl Iterator<Item = Result<P>>) -> Result<Vec<P>> {
     let mut taken = Vec::new();
     for prompt in prompts {
         if taken.len() == MAX_PROMPTS {
@@ -245,7 +264,7 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-fn read_json_lines(text: &str, path: &Path) -> Result<Vec<Prompt>> {
+fn read_json_lines(text: &str, path: &Path, names: &[&str]) -> Result<Vec<WithFields>> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let prompts = lines.enumerate().map(|(index, (number, line))| {
         let (path, number) = (path.to_owned(), number + 1);
@@ -253,10 +272,9 @@ fn read_json_lines(text: &str, path: &Path) -> Result<Vec<Prompt>> {
             let (bytes, limit) = (line.len(), MAX_LINE_BYTES);
             return Err(Error::LineBytes { path, line: number, bytes, limit });
         }
-        let line: Line = match serde_json::from_str(line) {
-            Ok(line) => line,
-            Err(source) => return Err(Error::PromptLine { path, line: number, source }),
-        };
+        let wrong = |source| Error::PromptLine { path: path.clone(), line: number, source };
+        let named = fields::of_line(line, names).map_err(wrong)?;
+        let line: Line = serde_json::from_str(line).map_err(wrong)?;
         let fields = |found| Error::PromptFields { path: path.clone(), line: number, found };
         let content = match (line.text, line.messages) {
             (Some(text), None) => Content::Text(text),
@@ -276,7 +294,7 @@ fn read_json_lines(text: &str, path: &Path) -> Result<Vec<Prompt>> {
             (Some(_), Some(_)) => return Err(fields("there are both")),
         };
         let id = line.id.map_or_else(|| index.to_string(), |Id(id)| id);
-        Ok(Prompt { id, content, response: line.response })
+        Ok((Prompt { id, content, response: line.response }, named))
     });
     bounded(prompts)
 }
@@ -361,15 +379,15 @@ impl<'de> Deserialize<'de> for IdOrIds {
     }
 }
 
-fn check(prompts: Vec<Prompt>) -> Result<Vec<Prompt>> {
-    if prompts.is_empty() {
+fn check<'a>(prompts: impl ExactSizeIterator<Item = &'a Prompt>) -> Result<()> {
+    if prompts.len() == 0 {
         return Err(Error::NoPrompts);
     }
     if prompts.len() > MAX_PROMPTS {
         return Err(Error::TooManyPrompts { limit: MAX_PROMPTS });
     }
     let mut seen = HashSet::new();
-    for prompt in &prompts {
+    for prompt in prompts {
         if prompt.id.len() > MAX_ID_BYTES {
             return Err(Error::PromptId { bytes: prompt.id.len(), limit: MAX_ID_BYTES });
         }
@@ -393,7 +411,7 @@ fn check(prompts: Vec<Prompt>) -> Result<Vec<Prompt>> {
             return Err(Error::PromptBytes { id, bytes, limit });
         }
     }
-    Ok(prompts)
+    Ok(())
 }
 
 #[cfg(test)]

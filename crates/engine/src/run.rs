@@ -10,9 +10,11 @@ use analysis::spectral::Storage;
 use hooks::{Batch, Edits, Fanout, ModelInfo, Row};
 use runner::{Fingerprint, KvCache, Model, Resolved, Source, Tokenizer};
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 use store::{Options, Run, Start, TableSchema};
 
 use crate::job::Job;
+use crate::labels::{self, LabelOptions, Labels, ResidualSlot};
 use crate::prompts::{Content, Prompt};
 use crate::recorders::Recorder;
 use crate::recorders::capture::{self, WriterSlot};
@@ -69,7 +71,10 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     if job.out.exists() && !job.out.is_dir() {
         return Err(Error::OutIsFile { out: job.out.clone() });
     }
-    let prompts = crate::prompts::read(&job.prompts)?;
+    let names = job.labels.as_ref().map(LabelOptions::names).unwrap_or_default();
+    let prompts = crate::prompts::read_with(&job.prompts, &names)?;
+    let labels = job.labels.as_ref().map(|options| Labels::new(options, &prompts)).transpose()?;
+    let prompts: Vec<Prompt> = prompts.into_iter().map(|(prompt, _)| prompt).collect();
     let resolved = crate::models::resolve(&job.model.model, progress)?;
     let source = &resolved.source;
     let info = runner::read_config(source)?.info();
@@ -77,6 +82,9 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     let chat = job.tokenization.chat(source)?;
     let inputs = Inputs::new(prompts, tokenizer, chat, job.tokenization, &info)?;
     let lengths = inputs.lengths()?;
+    if labels.is_some() {
+        labels::check_lengths(inputs.prompts(), &lengths.tokens)?;
+    }
     if lengths.n_cut > 0 {
         let limit = job.tokenization.max_tokens.unwrap_or_default();
         progress.note(&format!(
@@ -87,18 +95,20 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     }
 
     let writer: WriterSlot = Rc::new(RefCell::new(None));
+    let residual: ResidualSlot = Rc::new(RefCell::new(None));
     let longest = lengths.tokens.iter().copied().max().unwrap_or(0) as usize;
     if let Some(options) = &job.spectral {
         check_prefixes(options, &inputs, &lengths, &info)?;
         announce_graphs(options, &info, longest, progress);
     }
-    let mut sinks = Fanout::new(job.recorders(&writer, &info, longest));
+    let mut sinks = Fanout::new(job.recorders(&writer, &residual, &info, longest));
     // A plan that this model cannot follow is refused before its weights are read.
     hooks::ActivationSink::plan(&mut sinks, &info)?;
     announce_size(job, &info, &lengths, progress)?;
     let model = Model::load(source, &job.model.load_options())?;
 
-    let mut run = open_run(job, &resolved, &inputs, &lengths, &mut sinks)?;
+    let described = labels.as_ref().map(Labels::describe);
+    let mut run = open_run(job, &resolved, &inputs, &lengths, described, &mut sinks)?;
     let finished = run.finished();
     let tokens_of = |index: &u64| u64::from(lengths.tokens[*index as usize]);
     let unfinished = run.unfinished();
@@ -119,7 +129,9 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     if !unfinished.is_empty() {
         progress.begin(tokens, tokens - left);
     }
-    let done = each_prompt(&model, &mut sinks, &inputs, &mut run, &writer, &unfinished, progress);
+    let labels = labels.as_ref().map(|labels| (labels, &residual));
+    let slots = Slots { writer: &writer, labels };
+    let done = each_prompt(&model, &mut sinks, &inputs, &mut run, &slots, &unfinished, progress);
     progress.end();
     done?;
     let summary = run.finish()?;
@@ -139,13 +151,19 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     })
 }
 
+/// What the loop over prompts shares with its sinks.
+struct Slots<'a> {
+    writer: &'a WriterSlot,
+    labels: Option<(&'a Labels, &'a ResidualSlot)>,
+}
+
 /// Sends prompts through the model one by one and commits what each leaves.
 fn each_prompt(
     model: &Model,
     sinks: &mut Fanout<Box<dyn Recorder>>,
     inputs: &Inputs,
     run: &mut Run,
-    writer: &WriterSlot,
+    slots: &Slots<'_>,
     indices: &[u64],
     progress: &mut dyn Progress,
 ) -> Result<()> {
@@ -156,7 +174,8 @@ fn each_prompt(
         let tokens = input.tokens.len() as u64;
         let mut prompt = run.prompt(index)?;
         prompts::write(&input, &mut prompt)?;
-        *writer.borrow_mut() = Some(prompt);
+        *slots.writer.borrow_mut() = Some(prompt);
+        let kept = slots.labels.map(|_| input.tokens.clone()).unwrap_or_default();
         let row = Row { request: index, tokens: input.tokens, offset: 0 };
         let batch = Batch::new(vec![row])?.with_boundaries(vec![input.n_context]);
         let forward = session.forward(
@@ -169,11 +188,14 @@ fn each_prompt(
         );
         // Taken back before the error is looked at: a writer that is dropped
         // leaves nothing behind.
-        let prompt = writer.borrow_mut().take();
+        let prompt = slots.writer.borrow_mut().take();
         forward?;
         if let Some(mut prompt) = prompt {
             for sink in sinks.sinks_mut() {
                 sink.end_prompt(&mut prompt)?;
+            }
+            if let Some((labels, residual)) = slots.labels {
+                labels.write(model, residual, &kept, &mut prompt)?;
             }
             run.commit(prompt)?;
         }
@@ -227,13 +249,18 @@ fn announce_graphs(
     }
 }
 
-/// Says how many bytes a capture will write, before it starts.
+/// Says how many bytes a run will write beside its rows of diagnostics, before it starts.
 fn announce_size(
     job: &Job,
     info: &ModelInfo,
     lengths: &Lengths,
     progress: &mut dyn Progress,
 ) -> Result<()> {
+    if let Some(options) = &job.spectral
+        && let Some((kept, bytes)) = options.kept(info, &lengths.tokens)?
+    {
+        progress.note(&format!("keeping {kept}: at most {} of tables", human::bytes(bytes)));
+    }
     let Some(options) = &job.capture else {
         return Ok(());
     };
@@ -270,16 +297,18 @@ fn open_run(
     model: &Resolved,
     inputs: &Inputs,
     lengths: &Lengths,
+    labels: Option<Value>,
     sinks: &mut Fanout<Box<dyn Recorder>>,
 ) -> Result<Run> {
     let mut tables: Vec<TableSchema> = vec![prompts::PROMPTS, prompts::TOKENS];
-    tables.extend(sinks.sinks_mut().flat_map(|sink| sink.tables().iter().copied()));
+    tables.extend(sinks.sinks_mut().flat_map(|sink| sink.tables()));
     let description = store::Job {
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         description: job.describe(
             &Fingerprint::of(&model.source)?,
             model.origin.as_ref(),
             &lengths.inputs_sha256,
+            labels,
         ),
         command: job.command.clone(),
     };

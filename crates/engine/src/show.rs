@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 use store::{ElementType, Progress, Reader, TableInfo};
 
+use crate::verdicts::{self, Verdicts};
 use crate::{Error, Result};
 
 /// What is to be shown of a run folder.
@@ -33,6 +34,8 @@ pub enum Shown {
     Rows(Rows),
     /// A tensor.
     Tensor(TensorValues),
+    /// The verdicts of a run with labels.
+    Verdicts(Box<Verdicts>),
 }
 
 /// What a run folder holds.
@@ -56,6 +59,8 @@ pub struct Contents {
     pub tensors: Vec<String>,
     /// Number of tensors.
     pub n_tensors: usize,
+    /// Whether the run was judged.
+    pub verdicts: bool,
 }
 
 /// A table and its columns.
@@ -117,18 +122,16 @@ pub fn show(run: &Path, item: &Item) -> Result<Shown> {
         return Err(Error::NoRun { run: run.to_owned() });
     }
     let reader = Reader::open(run)?;
-    if let Some(prompt) = &item.prompt
-        && !reader.prompts().contains(&prompt.as_str())
-    {
-        let known = reader.prompts().iter().take(8).map(|id| id.to_string()).collect();
-        return Err(not_in_run(run, "prompt", prompt, known));
-    }
+    known_prompt(run, &reader, item.prompt.as_deref())?;
     let Some(name) = &item.name else {
-        return Ok(Shown::Contents(contents(&reader)?));
+        return Ok(Shown::Contents(contents(run, &reader)?));
     };
     let tables: Vec<String> = reader.tables().into_iter().map(|table| table.info.name).collect();
     if tables.contains(name) {
         return Ok(Shown::Rows(rows(&reader, name, item)?));
+    }
+    if name == crate::tables::verdicts::VERDICTS.name && run.join(verdicts::FILE).is_file() {
+        return Ok(Shown::Verdicts(Box::new(verdicts::read(run)?)));
     }
     if !name.contains('/') {
         return Err(not_in_run(run, "table", name, tables));
@@ -143,11 +146,23 @@ pub fn show(run: &Path, item: &Item) -> Result<Shown> {
     }
 }
 
+/// Refuses a prompt that a run does not have, or has not finished.
+pub(crate) fn known_prompt(run: &Path, reader: &Reader, prompt: Option<&str>) -> Result<()> {
+    let prompts = reader.prompts();
+    match prompt {
+        Some(prompt) if !prompts.contains(&prompt) => {
+            let known = prompts.iter().take(8).map(|id| id.to_string()).collect();
+            Err(not_in_run(run, "prompt", prompt, known))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn not_in_run(run: &Path, what: &'static str, name: &str, known: Vec<String>) -> Error {
     Error::NotInRun { run: run.to_owned(), what, name: name.to_owned(), known }
 }
 
-fn contents(reader: &Reader) -> Result<Contents> {
+fn contents(run: &Path, reader: &Reader) -> Result<Contents> {
     let manifest = reader.manifest();
     let names = reader.tensor_names()?;
     let tables = reader.tables().into_iter();
@@ -159,6 +174,7 @@ fn contents(reader: &Reader) -> Result<Contents> {
         command: manifest.command.clone(),
         job: manifest.job.clone(),
         tables: tables.map(|t| TableSummary { info: t.info, rows: t.rows }).collect(),
+        verdicts: run.join(verdicts::FILE).is_file(),
         n_tensors: names.len(),
         tensors: names.into_iter().take(LISTED_TENSORS).collect(),
     })

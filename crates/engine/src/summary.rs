@@ -3,17 +3,22 @@
 //! Summaries are made from the run folder and not from memory, so that a run that
 //! was stopped and gone on with is summed up like any other.
 
+mod prefixes;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use analysis::spectral::Preset;
-use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{ArrowPrimitiveType, Float64Type, UInt32Type, UInt64Type};
+use arrow_array::{Array, ArrayRef, RecordBatch};
 use serde::Serialize;
 use store::{Reader, TableSchema};
 
+pub use prefixes::PrefixSummary;
+
 use crate::run::Outcome;
+use crate::tables::prefixes::PREFIXES;
 use crate::tables::{routing, spectral};
 use crate::{Error, Result};
 
@@ -25,6 +30,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// Head-mean graphs, by preset and layer; empty if none were measured.
     pub spectral: Vec<SpectralSummary>,
+    /// The same for prefixes of the prompts; empty if none were measured.
+    pub prefixes: Vec<PrefixSummary>,
     /// Routing, by layer over all prompts; empty if none was measured.
     pub routing: Vec<RoutingSummary>,
 }
@@ -75,7 +82,8 @@ impl Report {
         let has = |table: &TableSchema| outcome.tables.contains_key(table.name);
         let spectral = if has(&spectral::SPECTRAL) { summarise_spectral(&tables)? } else { vec![] };
         let routing = if has(&routing::ROUTING) { summarise_routing(&tables)? } else { vec![] };
-        Ok(Self { outcome, spectral, routing })
+        let prefixes = if has(&PREFIXES) { prefixes::summarise(&tables)? } else { vec![] };
+        Ok(Self { outcome, spectral, prefixes, routing })
     }
 }
 
@@ -88,6 +96,16 @@ pub(crate) struct Tables<'a> {
 impl<'a> Tables<'a> {
     pub(crate) fn open(path: &'a Path) -> Result<Self> {
         Ok(Self { path, reader: Reader::open(path)? })
+    }
+
+    /// The run folder.
+    pub(crate) fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    /// What the run folder holds.
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     /// Calls `f` with every batch of rows.
@@ -154,6 +172,18 @@ impl Columns<'_> {
 
     pub(crate) fn usizes(&self, column: &'static str) -> Result<Vec<usize>> {
         Ok(self.required::<UInt32Type>(column)?.into_iter().map(|n| n as usize).collect())
+    }
+
+    /// Lists of a column that has one in every row.
+    pub(crate) fn lists(&self, column: &'static str) -> Result<Vec<Vec<f64>>> {
+        let array = self.batch.column_by_name(column).and_then(|c| c.as_list_opt::<i32>());
+        let array = array.ok_or_else(|| self.missing(column))?;
+        let list = |list: Option<ArrayRef>| {
+            let list = list?;
+            let values = list.as_primitive_opt::<Float64Type>()?;
+            (values.null_count() == 0).then(|| values.values().to_vec())
+        };
+        array.iter().map(|l| list(l).ok_or_else(|| self.missing(column))).collect()
     }
 
     /// Several columns read in the same way.

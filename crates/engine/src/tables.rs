@@ -3,10 +3,14 @@
 //! One file per analysis; each declares its [`TableSchema`]s and converts that
 //! analysis's rows.
 
+pub mod eigen;
+pub mod labels;
 pub mod prefixes;
 pub mod prompts;
+pub mod quadrature;
 pub mod routing;
 pub mod spectral;
+pub mod verdicts;
 
 use store::Column;
 

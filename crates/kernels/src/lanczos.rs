@@ -19,12 +19,14 @@
 //! rest of the spectrum, while the largest eigenvalue, which the first start
 //! goes on to find, sits at the edge of a dense bulk.
 //!
-//! On a stored graph most steps are taken in `f32`, see [`narrow`]: the `f64` steps
+//! On a stored graph most steps are taken in `f32`, see `narrow.rs`: the `f64` steps
 //! start from what they found. The second start is followed until its θ equals the
 //! first to the tolerance, or ρ is within it.
 
 mod narrow;
 mod together;
+
+use rayon::prelude::*;
 
 use crate::adjacency::Adjacency;
 use crate::laplacian::LaplacianOperator;
@@ -108,7 +110,23 @@ pub fn extremes<G: Adjacency>(
     laplacian: &LaplacianOperator<'_, G>,
     options: &LanczosOptions,
 ) -> Result<Extremes> {
+    extremes_and_vector(laplacian, options, &mut Vec::new())
+}
+
+/// As [`extremes`], leaving in `fiedler` the unit vector that the Fiedler value and
+/// its residual come from, also where the tolerance was not reached; nothing below
+/// two nodes. Its sign is arbitrary, and so is its direction within the eigenspace
+/// of an eigenvalue that occurs more than once.
+///
+/// # Errors
+/// As [`extremes`].
+pub fn extremes_and_vector<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    options: &LanczosOptions,
+    fiedler: &mut Vec<f64>,
+) -> Result<Extremes> {
     const OP: &str = "lanczos";
+    fiedler.clear();
     if options.tolerance.is_nan() || options.tolerance <= 0.0 {
         return Err(Error::range(OP, "tolerance", "above 0", options.tolerance));
     }
@@ -130,17 +148,22 @@ pub fn extremes<G: Adjacency>(
 
     let tolerance = options.tolerance * laplacian.typical_scale();
     let max_steps = options.max_steps.min(dimension);
-    let ((first, [low, lambda_max]), (second, [other_low])) = if G::TOGETHER {
-        together::run(laplacian, options.seeds, tolerance, max_steps)
-    } else {
-        one_by_one(laplacian, options.seeds, tolerance, options.max_steps, dimension)
-    };
+    let ((first, [(low, vector), (lambda_max, _)]), (second, [(other_low, other_vector)])) =
+        if G::TOGETHER {
+            together::run(laplacian, options.seeds, tolerance, max_steps)
+        } else {
+            one_by_one(laplacian, options.seeds, tolerance, options.max_steps, dimension)
+        };
+
     // A second value as good as equal to the first has done its work, however it is certified.
     let settled = other_low.residual <= tolerance || agree(&low, &other_low, tolerance);
-
+    let is_better = other_low.value < low.value && (other_low.residual <= tolerance || !settled);
+    if n >= 2 {
+        let best = if is_better { other_vector } else { vector };
+        fiedler.extend_from_slice(&best[..n]);
+    }
     let rounding = n as f64 * f64::EPSILON * lambda_max.value;
     let apart = (low.value - other_low.value).abs();
-    let is_better = other_low.value < low.value && (other_low.residual <= tolerance || !settled);
     let found = Extremes {
         // One isolated node has a largest eigenvalue, 1, and no second-smallest.
         fiedler: (n >= 2).then_some(if is_better { other_low } else { low }),
@@ -155,6 +178,9 @@ pub fn extremes<G: Adjacency>(
     }
 }
 
+/// A number of steps, and the wanted ends with their vectors.
+type Found<const E: usize> = (usize, [(Certified, Vec<f64>); E]);
+
 /// The first start for both ends, and the second for the smallest eigenvalue.
 fn one_by_one<G: Adjacency>(
     laplacian: &LaplacianOperator<'_, G>,
@@ -162,7 +188,7 @@ fn one_by_one<G: Adjacency>(
     tolerance: f64,
     max_steps: usize,
     dimension: usize,
-) -> ((usize, [Certified; 2]), (usize, [Certified; 1])) {
+) -> (Found<2>, Found<1>) {
     // Where the whole space can be had, f64 may have it, whatever came before.
     let last = |before: usize| max_steps.min(before + dimension);
     let (both, one) = ([End::Smallest, End::Largest], [End::Smallest]);
@@ -177,7 +203,7 @@ fn one_by_one<G: Adjacency>(
     let first = Krylov::run(laplacian, first, both, tolerance, most);
     if second.0 > 0 {
         let other = second.1.certify_start(laplacian);
-        if agree(&first.1[0], &other, tolerance) {
+        if agree(&first.1[0].0, &other.0, tolerance) {
             return (first, (second.0, [other]));
         }
     }
@@ -189,10 +215,21 @@ fn agree(one: &Certified, other: &Certified, tolerance: f64) -> bool {
     (one.value - other.value).abs() <= tolerance
 }
 
-/// Diagonal and couplings of the tridiagonal matrix of a start vector, in the
-/// complement of the null vector: as many steps as asked for, or until the space
+/// Diagonal and couplings of the tridiagonal matrix of each start vector, in the
+/// complement of the null vector: as many steps as asked for, or until its space
 /// is invariant.
-pub(crate) fn recurrence<G: Adjacency>(
+pub(crate) fn recurrences<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    starts: Vec<Vec<f64>>,
+    steps: usize,
+) -> Vec<(Vec<f64>, Vec<f64>)> {
+    if G::TOGETHER {
+        return together::recurrences(laplacian, starts, steps);
+    }
+    starts.into_par_iter().map(|start| recurrence(laplacian, start, steps)).collect()
+}
+
+fn recurrence<G: Adjacency>(
     laplacian: &LaplacianOperator<'_, G>,
     start: Vec<f64>,
     steps: usize,
@@ -204,9 +241,7 @@ pub(crate) fn recurrence<G: Adjacency>(
         laplacian.product(krylov.last(), &mut product, &mut scratch);
         krylov.extend(&mut product);
     }
-    // What couples the last vector to one that was not asked for.
-    krylov.beta.truncate(krylov.alpha.len().saturating_sub(1));
-    (krylov.alpha, krylov.beta)
+    krylov.into_recurrence()
 }
 
 const FIRST_CHECK: usize = 16;
@@ -239,7 +274,7 @@ impl Krylov {
         ends: [End; E],
         tolerance: f64,
         max_steps: usize,
-    ) -> (usize, [Certified; E]) {
+    ) -> Found<E> {
         let mut product = vec![0.0; krylov.n];
         let mut scratch = Vec::new();
         let mut step = before;
@@ -257,7 +292,7 @@ impl Krylov {
             if let Some(coefficients) = krylov.converged(ends, 0.5 * tolerance, stop) {
                 let found =
                     coefficients.map(|c| krylov.certify(laplacian, &c, &mut product, &mut scratch));
-                if stop || found.iter().all(|end| end.residual <= tolerance) {
+                if stop || found.iter().all(|(end, _)| end.residual <= tolerance) {
                     return (step, found);
                 }
             }
@@ -293,6 +328,12 @@ impl Krylov {
         let norm = orthogonalise(&basis, 0, &mut vector);
         basis.extend(vector.iter().map(|v| v / norm));
         Self { n, basis, n_fixed, alpha: Vec::new(), beta: Vec::new(), norm: 0.0, exhausted: false }
+    }
+
+    fn into_recurrence(mut self) -> (Vec<f64>, Vec<f64>) {
+        // What couples the last vector to one that was not asked for.
+        self.beta.truncate(self.alpha.len().saturating_sub(1));
+        (self.alpha, self.beta)
     }
 
     fn last(&self) -> &[f64] {
@@ -343,13 +384,18 @@ impl Krylov {
         coefficients: &[f64],
         product: &mut [f64],
         scratch: &mut Vec<f64>,
-    ) -> Certified {
-        certify(laplacian, &self.combine(coefficients), product, scratch)
+    ) -> (Certified, Vec<f64>) {
+        let vector = self.combine(coefficients);
+        (certify(laplacian, &vector, product, scratch), vector)
     }
 
-    /// The certificate of the newest vector.
-    fn certify_start<G: Adjacency>(&self, laplacian: &LaplacianOperator<'_, G>) -> Certified {
-        certify(laplacian, self.last(), &mut vec![0.0; self.n], &mut Vec::new())
+    /// The newest vector and its certificate.
+    fn certify_start<G: Adjacency>(
+        &self,
+        laplacian: &LaplacianOperator<'_, G>,
+    ) -> (Certified, Vec<f64>) {
+        let vector = self.last().to_vec();
+        (certify(laplacian, &vector, &mut vec![0.0; self.n], &mut Vec::new()), vector)
     }
 
     /// The unit vector with the given coefficients, clean of the null vector.

@@ -14,6 +14,8 @@ mod graphs;
 mod linear;
 #[path = "kernels/mixture.rs"]
 mod mixture;
+#[path = "kernels/quadrature.rs"]
+mod quadrature;
 #[path = "kernels/recomputed.rs"]
 mod recomputed;
 #[path = "kernels/spectral.rs"]

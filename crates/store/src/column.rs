@@ -46,7 +46,7 @@ macro_rules! columns {
             }
 
             /// The first row without a value.
-            fn first_null(&self) -> Option<usize> {
+            pub(crate) fn first_null(&self) -> Option<usize> {
                 match self {
                     $(Column::$variant(values) => values.iter().position(Option::is_none),)*
                 }
@@ -123,7 +123,7 @@ impl Column {
         bytes as u64
     }
 
-    fn into_array(self) -> ArrayRef {
+    pub(crate) fn into_array(self) -> ArrayRef {
         fn list<P: ArrowPrimitiveType>(rows: Vec<Option<Vec<P::Native>>>) -> ArrayRef {
             let mut builder = ListBuilder::new(PrimitiveBuilder::<P>::new())
                 .with_field(Field::new(ELEMENT, P::DATA_TYPE, false));

@@ -67,6 +67,7 @@
 
 mod checksum;
 mod column;
+mod derived;
 mod disk;
 mod error;
 mod layout;
@@ -87,6 +88,7 @@ mod tensors;
 
 pub use arrow_array;
 pub use column::Column;
+pub use derived::{replace_file, replace_table};
 pub use disk::{Monitor, Operation, Verdict};
 pub use error::{Action, Difference, Error, HeaderFault, NameFault, NameOf, Result};
 pub use manifest::{Job, Manifest, PromptList};

@@ -59,7 +59,7 @@ impl Write for Hashed<'_> {
     }
 }
 
-fn properties(path: &Path, table: &TableInfo) -> Result<WriterProperties> {
+pub(crate) fn properties(path: &Path, table: &TableInfo) -> Result<WriterProperties> {
     let level = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|source| parquet_error(path, source))?;
     let mut properties = WriterProperties::builder()
         .set_created_by(CREATED_BY.to_owned())
@@ -79,7 +79,7 @@ fn properties(path: &Path, table: &TableInfo) -> Result<WriterProperties> {
     Ok(properties.build())
 }
 
-fn parquet_error(path: &Path, source: ParquetError) -> Error {
+pub(crate) fn parquet_error(path: &Path, source: ParquetError) -> Error {
     Error::Parquet { path: path.to_owned(), source }
 }
 

@@ -171,20 +171,24 @@ impl From<&TableSchema> for TableInfo {
 impl TableInfo {
     /// The Arrow schema: `prompt` first, meaning and unit in each field's metadata.
     pub(crate) fn arrow(&self) -> SchemaRef {
-        let field = |name: &str, kind: ColumnKind, nullable, unit: &str, doc: &str| {
-            let metadata: std::collections::BTreeMap<String, String> =
-                [("doc", doc), ("unit", unit)]
-                    .into_iter()
-                    .filter(|(_, text)| !text.is_empty())
-                    .map(|(key, text)| (key.to_owned(), text.to_owned()))
-                    .collect();
-            Field::new(name, kind.data_type(), nullable).with_metadata(metadata)
-        };
         let prompt = field(PROMPT_COLUMN, ColumnKind::Text, false, "", "id of the prompt");
-        let rest = self.columns.iter().map(|c| field(&c.name, c.kind, c.nullable, &c.unit, &c.doc));
-        let fields: Vec<Field> = std::iter::once(prompt).chain(rest).collect();
+        let fields: Vec<Field> = std::iter::once(prompt).chain(self.fields()).collect();
         Arc::new(Schema::new(fields))
     }
+
+    /// The columns without `prompt`.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = Field> {
+        self.columns.iter().map(|c| field(&c.name, c.kind, c.nullable, &c.unit, &c.doc))
+    }
+}
+
+fn field(name: &str, kind: ColumnKind, nullable: bool, unit: &str, doc: &str) -> Field {
+    let metadata: std::collections::BTreeMap<String, String> = [("doc", doc), ("unit", unit)]
+        .into_iter()
+        .filter(|(_, text)| !text.is_empty())
+        .map(|(key, text)| (key.to_owned(), text.to_owned()))
+        .collect();
+    Field::new(name, kind.data_type(), nullable).with_metadata(metadata)
 }
 
 /// Checks names and numbers of a run's tables.

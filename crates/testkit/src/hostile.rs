@@ -286,13 +286,21 @@ pub struct Limits {
     pub memory: usize,
     /// Bytes of memory more for each byte of input.
     pub memory_per_byte: usize,
+    /// Bytes that may stay held for each input that was accepted.
+    pub kept: usize,
     /// Bytes of a message.
     pub message: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { time: Duration::from_secs(2), memory: 64 << 20, memory_per_byte: 16, message: 2000 }
+        Self {
+            time: Duration::from_secs(2),
+            memory: 64 << 20,
+            memory_per_byte: 16,
+            kept: 0,
+            message: 2000,
+        }
     }
 }
 
@@ -395,7 +403,7 @@ pub fn campaign(
         let bytes = make(&mut Random::new(number ^ salt << 40));
         let answer = check(&bytes, limits, &mut read).and_then(|accepted| {
             let left = PeakAlloc.current_usage().saturating_sub(held + bytes.capacity());
-            if left > limits.memory {
+            if left > limits.memory + limits.kept * tally.accepted as usize {
                 return Err(format!("{left} bytes stay held since the campaign began"));
             }
             Ok(accepted)

@@ -11,15 +11,15 @@ use kernels::attention::{AttentionFactors, RecomputedGraph};
 use kernels::eigh::Eigen;
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, heat_energy, heat_estimates};
-use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
+use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes_and_vector};
 use kernels::laplacian::LaplacianOperator;
 use kernels::signal::{self, Null, Signal};
 use rayon::prelude::*;
 
 use super::measured::Measured;
 use super::{
-    Exactness, HEAT_TIMES, HFER_CUT, LIBRARY_ENDS, NullReason, PrefixRow, Preset, Run, Source,
-    SpectralRow,
+    Exactness, HEAT_TIMES, HFER_CUT, Keep, LIBRARY_ENDS, NullReason, PrefixRow, Preset, Run,
+    Source, SpectralRow,
 };
 use crate::{Error, Result};
 
@@ -80,7 +80,7 @@ pub fn spectra(
 ) -> Result<Vec<SpectralRow>> {
     let graphs = build_graphs(source, pattern, heads, heads, runs)?;
     let signal = read_signal(HookPoint::layer(Site::ResidPost, source.layer), source, signal)?;
-    finish(source, &graphs, |_| Ok(&signal), lanczos)
+    finish(source, &graphs, |_| Ok(&signal), lanczos, &Keep::default())
 }
 
 /// A graph and what it is of.
@@ -111,7 +111,7 @@ pub(super) fn recomputed_graphs(
 }
 
 /// Diagnoses the prefixes of these lengths, one after another: from graphs and signals
-/// of the whole prompt.
+/// of the whole prompt. Nothing is kept of their spectra.
 pub(super) fn finish_prefixes<'s, G: Measured>(
     source: Source,
     graphs: &[LayerGraph<G>],
@@ -130,7 +130,8 @@ pub(super) fn finish_prefixes<'s, G: Measured>(
         let signals = presets(&graphs)
             .map(|preset| Ok((preset, signal(preset)?.clone().leading(prefix))))
             .collect::<Result<BTreeMap<_, _>>>()?;
-        let found = finish(source, &graphs, |preset| Ok(&signals[&preset]), lanczos)?;
+        let signal = |preset| Ok(&signals[&preset]);
+        let found = finish(source, &graphs, signal, lanczos, &Keep::default())?;
         rows.extend(found.into_iter().map(|row| PrefixRow { prefix, row }));
     }
     Ok(rows)
@@ -223,6 +224,7 @@ pub(super) fn finish<'s, G: Measured>(
     graphs: &[LayerGraph<G>],
     signal: impl Fn(Preset) -> Result<&'s Signal>,
     lanczos: &LanczosOptions,
+    keep: &Keep,
 ) -> Result<Vec<SpectralRow>> {
     let prepared: Vec<(Preset, Prepared<G::Shared>)> = presets(graphs)
         .map(|preset| {
@@ -234,7 +236,7 @@ pub(super) fn finish<'s, G: Measured>(
         .par_iter()
         .filter_map(|graph| {
             let (_, prepared) = prepared.iter().find(|(preset, _)| *preset == graph.run.preset)?;
-            Some(diagnose(source, graph, prepared, lanczos))
+            Some(diagnose(source, graph, prepared, lanczos, keep))
         })
         .collect();
     rows.into_iter().collect()
@@ -284,6 +286,7 @@ fn diagnose<G: Measured>(
     graph: &LayerGraph<G>,
     prepared: &Prepared<G::Shared>,
     lanczos: &LanczosOptions,
+    keep: &Keep,
 ) -> Result<SpectralRow> {
     let LayerGraph { run, head, graph } = graph;
     let laplacian = run.laplacian;
@@ -317,6 +320,7 @@ fn diagnose<G: Measured>(
             .and_then(|signal| Whole::new(run.preset, eigen, &signal)),
     };
     let whole = whole.map_err(failed)?;
+    let kept = keep.take(*head, &operator, eigen.as_ref(), &ends.fiedler_vector).map_err(failed)?;
 
     let mut nulls = Vec::new();
     let mut column = |name, value: Column| match value {
@@ -396,6 +400,7 @@ fn diagnose<G: Measured>(
         spacing_ratio: column("spacing_ratio", whole.spacing_ratio),
         spacing_zero_pairs: whole.spacing_zero_pairs,
         nulls,
+        kept,
     })
 }
 
@@ -412,6 +417,8 @@ fn kernel_error(source: Source) -> impl Fn(kernels::Error) -> Error + Copy {
 /// Both ends of a spectrum, however found.
 struct Ends {
     fiedler: Option<Certified>,
+    /// In the operator's coordinates; empty without a Fiedler value.
+    fiedler_vector: Vec<f64>,
     lambda_max: Option<Certified>,
     seeds_agree: Option<bool>,
     steps: Option<usize>,
@@ -423,7 +430,8 @@ impl Ends {
         operator: &LaplacianOperator<'_, G>,
         lanczos: &LanczosOptions,
     ) -> kernels::Result<Self> {
-        let (found, converged) = match extremes(operator, lanczos) {
+        let mut fiedler_vector = Vec::new();
+        let (found, converged) = match extremes_and_vector(operator, lanczos, &mut fiedler_vector) {
             Ok(found) => (found, true),
             Err(kernels::Error::NotConverged { found, .. }) => (*found, false),
             Err(error) => return Err(error),
@@ -431,6 +439,7 @@ impl Ends {
         let Extremes { fiedler, lambda_max, seeds_agree, steps } = found;
         Ok(Self {
             fiedler,
+            fiedler_vector,
             lambda_max,
             seeds_agree: Some(seeds_agree),
             steps: Some(steps),
@@ -451,6 +460,7 @@ impl Ends {
         let n = eigen.values().len();
         Ok(Self {
             fiedler: (n >= 2).then(|| certified(1)).transpose()?,
+            fiedler_vector: if n >= 2 { eigen.vector(1) } else { Vec::new() },
             lambda_max: (n >= 1).then(|| certified(n - 1)).transpose()?,
             seeds_agree: None,
             steps: None,

@@ -18,6 +18,8 @@
 
 mod attention;
 mod diagnose;
+mod functional;
+mod keep;
 mod measured;
 mod prefix;
 mod row;
@@ -26,11 +28,14 @@ mod sink;
 use hooks::{HookPoint, Selection, Site};
 use kernels::lanczos::LanczosOptions;
 pub use kernels::laplacian::Laplacian;
+pub use kernels::quadrature::{Coefficients, QuadratureOptions, Recurrence};
 
 pub use attention::{
     AttentionRow, LayerAttentionRow, StatisticsOptions, Top, attention_statistics,
 };
 pub use diagnose::spectra;
+pub use functional::{Functional, FunctionalValue, NoValue};
+pub use keep::{Keep, Kept, KeptQuadrature, Part, Probing};
 pub use measured::Storage;
 pub use prefix::{PrefixRow, Prefixes};
 pub use row::{HEAT_TIMES, HFER_CUT, NullReason, SpectralRow};
@@ -216,11 +221,13 @@ pub struct SpectralOptions {
     pub storage: Storage,
     /// Prefixes that are measured beside the whole prompt.
     pub prefixes: Prefixes,
+    /// What is kept of each graph's spectrum itself.
+    pub keep: Keep,
 }
 
 impl Default for SpectralOptions {
     /// The controlled preset on every layer and head, no hidden scores, ten largest
-    /// values kept.
+    /// values kept, and nothing of the spectra themselves.
     fn default() -> Self {
         Self {
             runs: vec![Preset::Controlled.into()],
@@ -231,6 +238,7 @@ impl Default for SpectralOptions {
             top_k: 10,
             storage: Storage::default(),
             prefixes: Prefixes::default(),
+            keep: Keep::default(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use kernels::laplacian::Laplacian;
 use kernels::signal::Null;
 
-use super::{Exactness, Preset};
+use super::{Exactness, Kept, Preset};
 
 /// Times `t` of the heat energies: one, two and five times the time in which a
 /// mode of eigenvalue 1 falls to `1/e`.
@@ -118,6 +118,8 @@ pub struct SpectralRow {
     pub spacing_zero_pairs: Option<usize>,
     /// Why columns are null, in the order of [`SpectralRow::measures`].
     pub nulls: Vec<(&'static str, NullReason)>,
+    /// What was to be kept of the spectrum itself.
+    pub kept: Kept,
 }
 
 /// Number of columns in [`SpectralRow::measures`].

@@ -16,7 +16,7 @@ use super::diagnose::{
     LayerGraph, build_graphs, finish, finish_prefixes, read_signal, recomputed_graphs,
 };
 use super::measured::Measured;
-use super::{PrefixRow, Preset, Source, SpectralOptions, SpectralRow, Storage};
+use super::{Keep, PrefixRow, Preset, Source, SpectralOptions, SpectralRow, Storage};
 use crate::{Error, Result};
 
 /// What a [`SpectralSink`] has found.
@@ -103,6 +103,7 @@ impl SpectralSink {
     }
 
     fn make_plan(&mut self, info: &ModelInfo) -> Result<Plan> {
+        self.options.keep.check(&self.options.runs)?;
         let mut plan = Plan::default();
         self.heads = Vec::with_capacity(info.n_layers());
         let layers = self.options.layers.resolve("layer", info.n_layers())?;
@@ -225,7 +226,9 @@ impl SpectralSink {
             if wants_spectra {
                 let n_layers = self.heads.len();
                 let signal = |preset: Preset| signal_at(preset.signal(layer, n_layers));
-                let measured = Measures { source: Source { request, layer }, n_tokens, options };
+                let keep = options.keep.of_prompt(&row.tokens);
+                let source = Source { request, layer };
+                let measured = Measures { source, n_tokens, options, keep };
                 match options.storage {
                     Storage::Stored => {
                         let graphs = graphs.ok_or_else(missing(Site::Pattern))?;
@@ -250,6 +253,7 @@ struct Measures<'o> {
     source: Source,
     n_tokens: usize,
     options: &'o SpectralOptions,
+    keep: Keep,
 }
 
 impl Measures<'_> {
@@ -260,8 +264,8 @@ impl Measures<'_> {
         signal: impl Fn(Preset) -> Result<&'s Signal>,
         rows: &mut SpectralRows,
     ) -> Result<()> {
-        let Self { source, n_tokens, options } = *self;
-        rows.spectral.extend(finish(source, graphs, &signal, &options.lanczos)?);
+        let &Self { source, n_tokens, options, ref keep } = self;
+        rows.spectral.extend(finish(source, graphs, &signal, &options.lanczos, keep)?);
         let prefixes = options.prefixes.of(n_tokens);
         let found = finish_prefixes(source, graphs, &signal, &prefixes, &options.lanczos)?;
         rows.prefixes.extend(found);

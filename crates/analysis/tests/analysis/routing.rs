@@ -22,8 +22,6 @@ fn info(n_experts: usize, k: usize) -> ModelInfo {
         parallel_residual: false,
         pre_norms: true,
         rotary: true,
-        scale: 1.0,
-        soft_cap: None,
     };
     ModelInfo {
         layers: vec![

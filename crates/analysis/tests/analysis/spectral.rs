@@ -306,8 +306,6 @@ fn info(n_heads: usize) -> ModelInfo {
         parallel_residual: false,
         pre_norms: true,
         rotary: true,
-        scale: 1.0,
-        soft_cap: None,
     };
     ModelInfo { layers: vec![layer; 2], d_model: 6, ..ModelInfo::example() }
 }

@@ -17,7 +17,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderB
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
 
-use super::{Content, MAX_FILE_BYTES, MAX_PROMPTS, Prompt};
+use super::{Content, Field, MAX_FILE_BYTES, MAX_PROMPTS, Prompt, WithFields};
 use crate::{Error, Result};
 
 /// Rows that are read at once.
@@ -37,10 +37,10 @@ const MAX_DEPTH: usize = 32;
 /// Most bytes that describe a file.
 const MAX_FOOTER: u64 = 64 << 20;
 
-/// Reads the columns `text`, `response` and `id`.
-pub(super) fn read(file: File, path: &Path) -> Result<Vec<Prompt>> {
+/// Reads the columns `text`, `response` and `id`, and those that are named.
+pub(super) fn read(file: File, path: &Path, names: &[&str]) -> Result<Vec<WithFields>> {
     // The library asserts some of what damaged files break.
-    catch_unwind(AssertUnwindSafe(|| read_columns(file, path))).unwrap_or_else(|panic| {
+    catch_unwind(AssertUnwindSafe(|| read_columns(file, path, names))).unwrap_or_else(|panic| {
         let reason = panic.downcast_ref::<String>().map(String::as_str);
         let reason = reason.or_else(|| panic.downcast_ref::<&str>().copied());
         let source = ParquetError::General(reason.unwrap_or("it is damaged").to_owned());
@@ -48,7 +48,7 @@ pub(super) fn read(file: File, path: &Path) -> Result<Vec<Prompt>> {
     })
 }
 
-fn read_columns(mut file: File, path: &Path) -> Result<Vec<Prompt>> {
+fn read_columns(mut file: File, path: &Path, wanted: &[&str]) -> Result<Vec<WithFields>> {
     let broken = |source| Error::PromptParquet { path: path.to_owned(), source };
     check_footer(&mut file).map_err(broken)?;
     // What Arrow adds to the schema only says which of the types of texts was written.
@@ -63,8 +63,8 @@ fn read_columns(mut file: File, path: &Path) -> Result<Vec<Prompt>> {
     let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
     let place = |name: &str| names.iter().position(|other| other == name);
     let text = place("text").ok_or_else(column_missing)?;
-    let roots: Vec<usize> =
-        std::iter::once(text).chain(place("id")).chain(place("response")).collect();
+    let known = ["id", "response"].into_iter().chain(wanted.iter().copied());
+    let roots: Vec<usize> = std::iter::once(text).chain(known.filter_map(place)).collect();
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots.iter().copied());
 
     let mut largest = 1;
@@ -86,6 +86,8 @@ fn read_columns(mut file: File, path: &Path) -> Result<Vec<Prompt>> {
         let text = batch.column_by_name("text").ok_or_else(column_missing)?;
         let text = strings(text, false).ok_or_else(column_missing)?;
         let ids = batch.column_by_name("id").map(|ids| strings(ids, true));
+        let fields: Vec<Column> =
+            wanted.iter().map(|name| Column::new(batch.column_by_name(name))).collect();
         let responses = batch
             .column_by_name("response")
             .map(|responses| strings(responses, false).ok_or_else(column_missing));
@@ -98,19 +100,53 @@ fn read_columns(mut file: File, path: &Path) -> Result<Vec<Prompt>> {
                 None => prompts.len().to_string(),
             };
             let text = at(&text, row).ok_or_else(column_missing)?;
+            let fields: Vec<Field> = fields.iter().map(|column| column.at(row)).collect();
+            bytes += fields.iter().map(|field| field.len() as u64).sum::<u64>();
             let response = responses.as_ref().and_then(|responses| at(responses, row));
             bytes += (id.len() + text.len() + response.as_ref().map_or(0, String::len)) as u64;
             if bytes > MAX_FILE_BYTES {
                 let (path, limit) = (path.to_owned(), MAX_FILE_BYTES);
                 return Err(Error::PromptFileSize { path, bytes, limit });
             }
-            prompts.push(Prompt { id, content: Content::Text(text), response });
+            prompts.push((Prompt { id, content: Content::Text(text), response }, fields));
             if prompts.len() > MAX_PROMPTS {
                 return Err(Error::TooManyPrompts { limit: MAX_PROMPTS });
             }
         }
     }
     Ok(prompts)
+}
+
+/// A column that was asked for by name.
+enum Column {
+    Missing,
+    /// Strings, numbers or truth values, as strings.
+    Scalars(StringArray),
+    /// Anything else.
+    Compound,
+}
+
+impl Column {
+    fn new(column: Option<&ArrayRef>) -> Self {
+        let Some(column) = column else {
+            return Self::Missing;
+        };
+        let scalar = match column.data_type() {
+            DataType::Boolean => arrow_cast::cast(column, &DataType::Utf8)
+                .ok()
+                .and_then(|column| column.as_string_opt::<i32>().cloned()),
+            _ => strings(column, true),
+        };
+        scalar.map_or(Self::Compound, Self::Scalars)
+    }
+
+    fn at(&self, row: usize) -> Field {
+        match self {
+            Self::Missing => Field::Missing,
+            Self::Scalars(strings) => at(strings, row).map_or(Field::Missing, Field::Value),
+            Self::Compound => Field::Compound,
+        }
+    }
 }
 
 /// A column of strings of any kind, or of integers where they may be ids, as
@@ -476,7 +512,7 @@ mod tests {
         for (depth, refused) in [(MAX_DEPTH, false), (MAX_DEPTH + 1, true), (1_000_000, true)] {
             let answer = check_footer(&mut file(&nested(depth)));
             assert_eq!(answer.is_err(), refused, "{depth}");
-            let error = read(file(&nested(depth)), Path::new("p.parquet")).unwrap_err();
+            let error = read(file(&nested(depth)), Path::new("p.parquet"), &[]).unwrap_err();
             assert_eq!(error.to_string().contains("nested"), refused, "{depth}: {error}");
         }
     }

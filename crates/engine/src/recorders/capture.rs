@@ -83,8 +83,8 @@ impl ActivationSink for Capture {
 }
 
 impl Recorder for Capture {
-    fn tables(&self) -> &'static [TableSchema] {
-        &[]
+    fn tables(&self) -> Vec<TableSchema> {
+        Vec::new()
     }
 
     fn end_prompt(&mut self, _: &mut PromptWriter) -> Result<()> {

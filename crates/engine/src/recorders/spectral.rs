@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 
 pub use analysis::spectral::Prefixes;
-use analysis::spectral::{Exactness, Graphs, Laplacian, Preset, Run, SpectralSink, Storage};
+use analysis::spectral::{
+    Exactness, Graphs, Keep, Laplacian, Preset, Probing, Run, SpectralSink, Storage,
+};
 use hooks::{ModelInfo, Selection};
 use serde_json::{Value, json};
+
+use crate::Result;
 
 /// What is measured of attention graphs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub struct SpectralOptions {
     pub graph: GraphChoice,
     /// Prefixes that are measured beside the whole prompt.
     pub prefixes: Prefixes,
+    /// What is kept of the spectra themselves.
+    pub keep: Keep,
 }
 
 /// How the graphs of a run are held.
@@ -64,7 +70,44 @@ impl SpectralOptions {
                 Prefixes::Lengths(lengths) => json!({ "lengths": lengths }),
                 Prefixes::Every(step) => json!({ "every": step }),
             },
+            "keep": self.keep.parts.iter().map(|part| part.name()).collect::<Vec<_>>(),
+            "quadrature": self.keep.quadrature.as_ref().map(|Probing { graphs, options }| json!({
+                "heads": graphs.has_heads(),
+                "probes": options.n_probes,
+                "steps": options.steps,
+                "seed": options.seed,
+            })),
         })
+    }
+
+    /// What is kept of the spectra of prompts of these lengths, in words, and how many
+    /// bytes of numbers it is at most; `None` where nothing is.
+    pub(crate) fn kept(&self, info: &ModelInfo, lengths: &[u32]) -> Result<Option<(String, u64)>> {
+        let Keep { parts, quadrature } = &self.keep;
+        let (mut heads, mut means) = (0u64, 0u64);
+        for layer in self.layers.resolve("layer", info.n_layers())? {
+            let selected = self.heads.resolve("head", info.layers[layer].n_heads)?.len() as u64;
+            for run in self.runs() {
+                heads += if run.graphs.has_heads() { selected } else { 0 };
+                means += u64::from(run.graphs.has_mean());
+            }
+        }
+        let names = parts.iter().map(|part| part.name().replace('-', " "));
+        let mut kept: Vec<String> = names.collect();
+        let of_length = (heads + means).saturating_mul(parts.len() as u64);
+        let (mut probes, mut steps) = (0, 0);
+        if let Some(Probing { graphs, options }) = quadrature {
+            kept.push(format!("{} probes of {} steps", options.n_probes, options.steps));
+            let graphs = if graphs.has_heads() { heads + means } else { means };
+            probes = graphs.saturating_mul(options.n_probes as u64);
+            steps = options.steps as u64;
+        }
+        let numbers = lengths.iter().map(|length| u64::from(*length)).map(|length| {
+            let of_probes = probes.saturating_mul(2 * steps.min(length));
+            of_length.saturating_mul(length).saturating_add(of_probes)
+        });
+        let bytes = numbers.fold(0, u64::saturating_add).saturating_mul(size_of::<f64>() as u64);
+        Ok((!kept.is_empty()).then(|| (kept.join(", "), bytes)))
     }
 
     /// How graphs of prompts of up to so many tokens are held.
@@ -117,7 +160,43 @@ impl SpectralOptions {
             hidden_score: self.hidden_score,
             storage,
             prefixes: self.prefixes.clone(),
+            keep: self.keep.clone(),
             ..Default::default()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_graphs_are_not_stored() {
+        let info = ModelInfo::example();
+        let auto = SpectralOptions {
+            presets: [Preset::Controlled, Preset::Paper].into(),
+            laplacians: BTreeSet::new(),
+            exact: false,
+            hidden_score: false,
+            layers: Selection::All,
+            heads: Selection::All,
+            graph: GraphChoice::Auto,
+            prefixes: Prefixes::None,
+            keep: Keep::default(),
+        };
+        // Four heads; their graphs and twice the mean's; two signals.
+        let each = 4 * 4 + 2 * (5 + 1) + 8 * 2;
+        assert_eq!(auto.stored_bytes(&info, 1000), 1_000_000 * each);
+        let most = (MAX_STORED as f64 / each as f64).sqrt() as usize;
+        assert_eq!(auto.storage(&info, most), Storage::Stored);
+        assert_eq!(auto.storage(&info, most + 1), Storage::Recomputed);
+        let stored = SpectralOptions { graph: GraphChoice::Stored, ..auto.clone() };
+        assert_eq!(stored.storage(&info, 1 << 20), Storage::Stored);
+        // Whatever the length, the mean alone, unless heads are named.
+        let only = SpectralOptions { graph: GraphChoice::Recomputed, ..auto };
+        let sink = only.sink(&info, 8);
+        assert!(sink.options().runs.iter().all(|run| run.graphs == Graphs::HeadMean));
+        let named = SpectralOptions { heads: Selection::Only(vec![(1, 1)]), ..only };
+        assert!(named.sink(&info, 8).options().runs.iter().any(|run| run.graphs.has_heads()));
     }
 }

@@ -7,6 +7,9 @@ use crate::graph::LANES;
 use crate::laplacian::LaplacianOperator;
 use crate::tridiagonal::End;
 
+/// Steps that a start took, and the ends that it found with their unit vectors.
+type Found<const E: usize> = (usize, [(Certified, Vec<f64>); E]);
+
 /// As [`Krylov::run`] of the first seed for both ends, and of the second for the
 /// smallest eigenvalue.
 pub(super) fn run<G: Adjacency>(
@@ -14,7 +17,7 @@ pub(super) fn run<G: Adjacency>(
     [first, second]: [u64; 2],
     tolerance: f64,
     max_steps: usize,
-) -> ((usize, [Certified; 2]), (usize, [Certified; 1])) {
+) -> (Found<2>, Found<1>) {
     let first = Krylov::start(laplacian, first, max_steps);
     let second = Krylov::start(laplacian, second, max_steps);
     let mut first = Start::new(first, [End::Smallest, End::Largest], tolerance, max_steps);
@@ -29,6 +32,32 @@ pub(super) fn run<G: Adjacency>(
         second.take(&mut answers);
     }
     (first.finish(), second.finish())
+}
+
+/// The recurrences of several starts, as many at a time as a product serves.
+pub(super) fn recurrences<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    starts: Vec<Vec<f64>>,
+    steps: usize,
+) -> Vec<(Vec<f64>, Vec<f64>)> {
+    let goes_on = |krylov: &Krylov| krylov.alpha.len() < steps && !krylov.exhausted;
+    let mut product = Product::new(laplacian);
+    let mut found = Vec::with_capacity(starts.len());
+    for starts in starts.chunks(LANES) {
+        let space = |start: &Vec<f64>| Krylov::from_vector(laplacian, start.clone(), steps);
+        let mut spaces: Vec<Krylov> = starts.iter().map(space).collect();
+        while spaces.iter().any(goes_on) {
+            let going = spaces.iter().filter(|krylov| goes_on(krylov));
+            product.vectors = going.map(|krylov| krylov.last().to_vec()).collect();
+            let products = product.multiply();
+            let going = spaces.iter_mut().filter(|krylov| goes_on(krylov));
+            for (krylov, mut product) in going.zip(products) {
+                krylov.extend(&mut product);
+            }
+        }
+        found.extend(spaces.into_iter().map(Krylov::into_recurrence));
+    }
+    found
 }
 
 /// Products with a few vectors at once.
@@ -72,7 +101,7 @@ struct Start<const E: usize> {
     step: usize,
     /// Vectors to be certified, beside the next step.
     candidates: Option<[Vec<f64>; E]>,
-    found: Option<[Certified; E]>,
+    found: Option<[(Certified, Vec<f64>); E]>,
 }
 
 impl<const E: usize> Start<E> {
@@ -116,12 +145,11 @@ impl<const E: usize> Start<E> {
         }
         let goes_on = self.goes_on();
         if let Some(candidates) = self.candidates.take() {
-            let mut found = [Certified { value: 0.0, residual: 0.0 }; E];
-            for ((found, vector), product) in found.iter_mut().zip(&candidates).zip(&mut *products)
-            {
-                *found = certify(vector, product);
-            }
-            if !goes_on || found.iter().all(|end| end.residual <= self.tolerance) {
+            let found = candidates.map(|vector| match products.next() {
+                Some(product) => (certify(&vector, product), vector),
+                None => (NONE, vector),
+            });
+            if !goes_on || found.iter().all(|(end, _)| end.residual <= self.tolerance) {
                 self.found = Some(found);
             }
         }
@@ -144,11 +172,15 @@ impl<const E: usize> Start<E> {
         self.candidates = coefficients.map(|ends| ends.map(|c| self.krylov.combine(&c)));
     }
 
-    fn finish(self) -> (usize, [Certified; E]) {
-        let none = Certified { value: f64::NAN, residual: f64::INFINITY };
-        (self.step, self.found.unwrap_or([none; E]))
+    fn finish(self) -> Found<E> {
+        let n = self.krylov.n;
+        let none = || std::array::from_fn(|_| (NONE, vec![0.0; n]));
+        (self.step, self.found.unwrap_or_else(none))
     }
 }
+
+/// What was not found.
+const NONE: Certified = Certified { value: f64::NAN, residual: f64::INFINITY };
 
 /// `θ = vᵀLv` and `ρ = ‖Lv − θv‖` of a unit vector and its product.
 fn certify(vector: &[f64], mut product: Vec<f64>) -> Certified {

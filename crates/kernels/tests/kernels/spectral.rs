@@ -628,7 +628,7 @@ fn quadratures_that_do_not_exist() {
     for bad in [
         QuadratureOptions { n_probes: 7, ..options },
         QuadratureOptions { n_probes: 1025, ..options },
-        QuadratureOptions { steps: 0, ..options },
+        QuadratureOptions { steps: 1, ..options },
         QuadratureOptions { steps: 1025, ..options },
     ] {
         assert!(Quadrature::run(&operator, &bad).is_err());
@@ -1058,7 +1058,7 @@ fn hidden_scores_of_large_norms_keep_the_ridge() {
     // others the ridge, which a product of the rows would round away.
     for (n, d) in [(10, 40), (40, 10)] {
         let side = 1e6 / (d as f64).sqrt();
-        let direction = |k: usize| if k % 2 == 0 { side } else { -side };
+        let direction = |k: usize| if k.is_multiple_of(2) { side } else { -side };
         let x = (0..n * d).map(|k| direction(k % d)).collect();
         let got = hidden_score(&Signal::new(x, n, d).unwrap()).unwrap();
         let rest = (n - 1) as f64 * RIDGE.ln();

@@ -102,6 +102,12 @@ const WORDS: &[&str] = &[
 const PROMPTS: &[&str] =
     &["", "a b ab\n  Hello, Welt ▁ ﷺ e\u{301} 123 <s> [CLS] \u{0} 🙂", "aaaaaaaaaaaaaaaaaaaaaaaa"];
 
+/// The library keeps, for as long as a thread lives, the words that each tokenizer of
+/// merges met there.
+fn limits() -> Limits {
+    Limits { kept: 8192, ..Limits::default() }
+}
+
 pub fn exercise(source: &Source) -> Result<(), String> {
     let tokenizer = Tokenizer::load(source).map_err(|error| error.to_string())?;
     let mut refused = Ok(());
@@ -143,7 +149,7 @@ fn tokenizer_json() {
     campaign(
         "tokenizer_json",
         8000,
-        Limits::default(),
+        limits(),
         |random| {
             let mut seed = random.of(&seeds);
             // Classes of all of Unicode take longest, by far.
@@ -177,7 +183,7 @@ fn tokenizer_gguf() {
     campaign(
         "tokenizer_gguf",
         10_000,
-        Limits::default(),
+        limits(),
         |random| {
             let number = if random.once_in(64) { 0 } else { 1 + random.below(2) };
             if random.once_in(2) {
