@@ -31,6 +31,28 @@ pub trait Adjacency: Sync {
     /// `Y = W X` of [`LANES`] columns, both of [`Self::n_padded`] rows.
     fn block_product(&self, x: &[[f64; LANES]], y: &mut [[f64; LANES]]);
 
+    /// `Y = W X` with `f32` rounding, of any number of columns, each of
+    /// [`Self::n_padded`] entries, one after another.
+    fn narrow_product(&self, x: &[f32], y: &mut [f32]) {
+        let n = self.n_padded();
+        if n == 0 {
+            return;
+        }
+        let mut block = vec![[0.0; LANES]; n];
+        let mut product = block.clone();
+        for (x, y) in x.chunks(LANES * n).zip(y.chunks_mut(LANES * n)) {
+            for (i, row) in block.iter_mut().enumerate() {
+                *row = std::array::from_fn(|c| x.get(c * n + i).map_or(0.0, |x| f64::from(*x)));
+            }
+            self.block_product(&block, &mut product);
+            for (c, y) in y.chunks_exact_mut(n).enumerate() {
+                for (y, row) in y.iter_mut().zip(&product) {
+                    *y = row[c] as f32;
+                }
+            }
+        }
+    }
+
     /// `Σ term(i, block, weights)` over the weights strictly below the diagonal:
     /// `weights[c] = W_ij` with `j = LANES · block + c`. A weight of 0, which also
     /// stands for whatever is not below the diagonal, must give 0.
@@ -68,6 +90,10 @@ impl Adjacency for SymmetricGraph {
 
     fn block_product(&self, x: &[[f64; LANES]], y: &mut [[f64; LANES]]) {
         self.block_product(x, y);
+    }
+
+    fn narrow_product(&self, x: &[f32], y: &mut [f32]) {
+        self.narrow_product(x, y);
     }
 
     fn sum_below_diagonal<F>(&self, term: F) -> f64

@@ -23,10 +23,15 @@ const OP: &str = "attention graph";
 pub const LANES: usize = 8;
 /// Rows of a tile: what a product keeps in registers.
 const ROWS: usize = 4;
-const TILE_LEN: usize = ROWS * LANES;
 
-/// `ROWS` rows of `LANES` weights.
-type Tile = [[f32; LANES]; ROWS];
+/// `ROWS` rows of `LANES` weights. Aligned so that no vector load crosses a cache line.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Tile([[f32; LANES]; ROWS]);
+
+impl Tile {
+    const ZERO: Self = Self([[0.0; LANES]; ROWS]);
+}
 
 /// One head's attention pattern: a square of rows with any row stride.
 ///
@@ -169,7 +174,7 @@ pub struct SymmetricGraph {
     /// Blocks of eight rows, one after another. Block `I` is its upper four rows,
     /// then its lower four, each as tiles of columns `8J..8J + 8` for `J ≤ I`.
     /// The tiles on the diagonal hold both triangles; padding is zero.
-    tiles: Vec<f32>,
+    tiles: Vec<Tile>,
     /// Row sums, padded with zeros to whole blocks.
     degrees: Vec<f64>,
 }
@@ -212,7 +217,7 @@ impl SymmetricGraph {
             ));
         }
         let n_blocks = n_nodes.div_ceil(LANES);
-        let mut tiles = vec![0.0_f32; block_start(n_blocks)];
+        let mut tiles = vec![Tile::ZERO; block_start(n_blocks)];
         let mut blocks = Vec::with_capacity(n_blocks);
         let mut rest = tiles.as_mut_slice();
         for block in 0..n_blocks {
@@ -260,15 +265,12 @@ impl SymmetricGraph {
         let (i, j) = (i.max(j), i.min(j));
         let (block, row) = (i / LANES, i % LANES);
         let half = row / ROWS * (block + 1);
-        let tile = block_start(block) + (half + j / LANES) * TILE_LEN;
-        self.tiles[tile + row % ROWS * LANES + j % LANES]
+        self.tiles[block_start(block) + half + j / LANES].0[row % ROWS][j % LANES]
     }
 
     /// The tiles of row block `block`, one list for each half of its rows.
     fn halves(&self, block: usize) -> [&[Tile]; 2] {
-        let tiles = &self.tiles[block_start(block)..block_start(block + 1)];
-        let tiles = tiles.as_chunks::<LANES>().0.as_chunks::<ROWS>().0;
-        tiles.split_at(block + 1).into()
+        self.tiles[block_start(block)..block_start(block + 1)].split_at(block + 1).into()
     }
 
     /// `Σ term(i, block, weights)` over the weights strictly below the diagonal:
@@ -306,11 +308,38 @@ impl SymmetricGraph {
     pub(crate) fn block_product(&self, x: &[[f64; LANES]], y: &mut [[f64; LANES]]) {
         pulp::Arch::new().dispatch(BlockProduct { graph: self, x, y });
     }
+
+    /// `Y = W X` in `f32` arithmetic: columns of length [`Self::n_padded`], one after
+    /// another.
+    pub(crate) fn narrow_product(&self, x: &[f32], y: &mut [f32]) {
+        let n = self.n_padded();
+        if n == 0 {
+            return;
+        }
+        let arch = pulp::Arch::new();
+        let (mut done, columns) = (0, x.len() / n);
+        while done < columns {
+            // Four columns at a time have registers of their own.
+            let now = match columns - done {
+                1 => 1,
+                2 | 3 => 2,
+                left => left / 4 * 4,
+            };
+            let range = done * n..(done + now) * n;
+            let (x, y) = (&x[range.clone()], &mut y[range]);
+            match now {
+                1 => arch.dispatch(NarrowProduct::<1> { graph: self, x, y }),
+                2 => arch.dispatch(NarrowProduct::<2> { graph: self, x, y }),
+                _ => arch.dispatch(NarrowProduct::<4> { graph: self, x, y }),
+            }
+            done += now;
+        }
+    }
 }
 
 /// Where a block of rows starts among the tiles.
 const fn block_start(block: usize) -> usize {
-    block * (block + 1) * TILE_LEN
+    block * (block + 1)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -324,7 +353,7 @@ enum Reads {
 struct Fill<'a> {
     patterns: &'a [PatternView<'a>],
     block: usize,
-    tiles: &'a mut [f32],
+    tiles: &'a mut [Tile],
     reads: Reads,
 }
 
@@ -339,43 +368,81 @@ impl pulp::NullaryFnOnce for Fill<'_> {
         let mut causal = true;
         let mut sums = vec![0.0_f64; (block + 1) * LANES];
         for (r, i) in (block * LANES..n.min((block + 1) * LANES)).enumerate() {
-            sums.fill(0.0);
-            for (head, pattern) in patterns.iter().enumerate() {
-                let row = pattern.row(i);
-                // `&` keeps the loops free of branches.
-                let valid = row.iter().fold(true, |ok, a| ok & (*a >= 0.0) & (*a <= f32::MAX));
-                if !valid {
-                    return Err(first_invalid(head, i, row));
+            let half = r / ROWS * (block + 1);
+            let row_tiles = tiles[half..=half + block].iter_mut().map(|tile| &mut tile.0[r % ROWS]);
+            // Bits of numbers: the largest, which tells a negative, infinite or undefined
+            // one, and of all behind the diagonal, which tells whether they are zeros.
+            let (mut highest, mut after) = (0, 0);
+            if let ([pattern], Reads::LowerTriangle) = (patterns, reads) {
+                let (own, behind) = pattern.row(i).split_at(i + 1);
+                (highest, after) = (largest_bits(own), all_bits(behind));
+                let (chunks, rest) = own.as_chunks::<LANES>();
+                for (weights, chunk) in row_tiles.zip(chunks) {
+                    *weights = chunk.map(|a| 0.5 * a);
                 }
-                causal &= row[i + 1..].iter().fold(true, |zero, a| zero & (*a == 0.0));
-                for (sum, &a) in sums[..=i].iter_mut().zip(row) {
-                    *sum += f64::from(a);
+                let last = &mut tiles[half + block].0[r % ROWS];
+                for (w, a) in last.iter_mut().zip(rest) {
+                    *w = 0.5 * a;
                 }
-                match reads {
-                    Reads::LowerTriangle => sums[i] += f64::from(row[i]),
-                    Reads::Both => {
-                        for (j, sum) in sums[..=i].iter_mut().enumerate() {
-                            *sum += f64::from(pattern.row(j)[i]);
+                last[r] = own[i];
+            } else {
+                sums.fill(0.0);
+                for pattern in patterns {
+                    let (own, behind) = pattern.row(i).split_at(i + 1);
+                    highest = highest.max(largest_bits(own));
+                    after |= all_bits(behind);
+                    for (sum, &a) in sums.iter_mut().zip(own) {
+                        *sum += f64::from(a);
+                    }
+                    match reads {
+                        Reads::LowerTriangle => sums[i] += f64::from(own[i]),
+                        Reads::Both => {
+                            for (j, sum) in sums[..=i].iter_mut().enumerate() {
+                                *sum += f64::from(pattern.row(j)[i]);
+                            }
                         }
                     }
                 }
+                for (weights, sums) in row_tiles.zip(sums.as_chunks::<LANES>().0) {
+                    *weights = sums.map(|sum| (0.5 * sum / n_heads) as f32);
+                }
             }
-            let half = r / ROWS * (block + 1);
-            let rows = tiles.as_chunks_mut::<LANES>().0;
-            for (j, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
-                rows[(half + j) * ROWS + r % ROWS] = sums.map(|sum| (0.5 * sum / n_heads) as f32);
+            let zeros = after << 1 == 0;
+            causal &= zeros;
+            if highest <= f32::MAX.to_bits() && zeros {
+                continue;
+            }
+            for (head, pattern) in patterns.iter().enumerate() {
+                let row = pattern.row(i);
+                // `&` keeps the loop free of branches.
+                if !row.iter().fold(true, |ok, a| ok & (*a >= 0.0) & (*a <= f32::MAX)) {
+                    return Err(first_invalid(head, i, row));
+                }
             }
         }
         // The other triangle of the block on the diagonal.
-        let at =
-            |r: usize, c: usize| (r / ROWS * (block + 1) + block) * TILE_LEN + r % ROWS * LANES + c;
+        let mut diagonal = [[0.0; LANES]; LANES];
+        for (r, row) in diagonal.iter_mut().enumerate() {
+            *row = tiles[r / ROWS * (block + 1) + block].0[r % ROWS];
+        }
         for r in 0..LANES {
             for c in r + 1..LANES {
-                tiles[at(r, c)] = tiles[at(c, r)];
+                diagonal[r][c] = diagonal[c][r];
             }
+            tiles[r / ROWS * (block + 1) + block].0[r % ROWS] = diagonal[r];
         }
         Ok(causal)
     }
+}
+
+#[inline(always)]
+fn largest_bits(row: &[f32]) -> u32 {
+    row.iter().fold(0, |highest, a| highest.max(a.to_bits()))
+}
+
+#[inline(always)]
+fn all_bits(row: &[f32]) -> u32 {
+    row.iter().fold(0, |bits, a| bits | a.to_bits())
 }
 
 fn first_invalid(head: usize, row: usize, values: &[f32]) -> Error {
@@ -513,10 +580,142 @@ impl BlockProduct<'_> {
     }
 }
 
+/// Two rows of a tile beside one another.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Pair([f32; 2 * LANES]);
+
+impl Pair {
+    const ZERO: Self = Self([0.0; 2 * LANES]);
+}
+
+/// As [`BlockProduct`], in `f32`, for columns in groups of `C`.
+///
+/// Two rows of a tile fill one vector. So the columns are read twice beside
+/// themselves, and what the two rows add to `y` is kept apart until the end.
+struct NarrowProduct<'a, const C: usize> {
+    graph: &'a SymmetricGraph,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl<const C: usize> pulp::WithSimd for NarrowProduct<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<D: pulp::Simd>(self, simd: D) {
+        match D::F32_LANES {
+            16 => self.run::<D, 1>(simd),
+            8 => self.run::<D, 2>(simd),
+            4 => self.run::<D, 4>(simd),
+            _ => self.run::<D, 16>(simd),
+        }
+    }
+}
+
+impl<const C: usize> NarrowProduct<'_, C> {
+    /// `V` vectors of the processor make a pair of rows.
+    #[inline(always)]
+    fn run<D: pulp::Simd, const V: usize>(self, simd: D) {
+        const PAIRS: usize = LANES / 2;
+        let Self { graph, x, y } = self;
+        let n = graph.n_padded();
+        let blocks = n / LANES;
+        y.fill(0.0);
+        let groups = x.len() / (C * n);
+        // Indexed by group, block and column.
+        let mut doubled = vec![[Pair::ZERO; C]; groups * blocks];
+        for (at, columns) in doubled.iter_mut().enumerate() {
+            for (c, both) in columns.iter_mut().enumerate() {
+                let x = &x[(at / blocks * C + c) * n + at % blocks * LANES..][..LANES];
+                both.0[..LANES].copy_from_slice(x);
+                both.0[LANES..].copy_from_slice(x);
+            }
+        }
+        let mut sums = vec![[Pair::ZERO; C]; groups * blocks];
+        for block in 0..blocks {
+            let [upper, lower] = graph.halves(block);
+            let Some((upper_diagonal, upper)) = upper.split_last() else { continue };
+            let Some((lower_diagonal, lower)) = lower.split_last() else { continue };
+            for group in 0..groups {
+                let columns = &doubled[group * blocks..][..blocks];
+                let own = &columns[block];
+                let mut multipliers = [[[simd.splat_f32s(0.0); V]; PAIRS]; C];
+                for (multipliers, own) in multipliers.iter_mut().zip(own) {
+                    for (p, multipliers) in multipliers.iter_mut().enumerate() {
+                        let mut pair = Pair::ZERO;
+                        pair.0[..LANES].fill(own.0[2 * p]);
+                        pair.0[LANES..].fill(own.0[2 * p + 1]);
+                        *multipliers = vectors::<D, V>(&pair.0);
+                    }
+                }
+                // Partial sums of each row, one per column of a tile.
+                let mut acc = [[[simd.splat_f32s(0.0); V]; PAIRS]; C];
+                let sums = &mut sums[group * blocks..][..blocks];
+                for (((upper, lower), x), y) in upper.iter().zip(lower).zip(columns).zip(sums) {
+                    let weights = pairs(upper, lower).map(vectors::<D, V>);
+                    for c in 0..C {
+                        let x = vectors::<D, V>(&x[c].0);
+                        let mut sum = vectors::<D, V>(&y[c].0);
+                        for p in 0..PAIRS {
+                            for v in 0..V {
+                                let weight = weights[p][v];
+                                acc[c][p][v] = simd.mul_add_e_f32s(weight, x[v], acc[c][p][v]);
+                                sum[v] = simd.mul_add_e_f32s(weight, multipliers[c][p][v], sum[v]);
+                            }
+                        }
+                        D::as_mut_simd_f32s(&mut y[c].0).0.copy_from_slice(&sum);
+                    }
+                }
+                let diagonal = pairs(upper_diagonal, lower_diagonal).map(vectors::<D, V>);
+                for c in 0..C {
+                    let x = vectors::<D, V>(&own[c].0);
+                    let rows = &mut y[(group * C + c) * n + block * LANES..][..LANES];
+                    for (p, rows) in rows.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                        let mut sum = Pair::ZERO;
+                        let to = D::as_mut_simd_f32s(&mut sum.0).0;
+                        for v in 0..V {
+                            to[v] = simd.mul_add_e_f32s(diagonal[p][v], x[v], acc[c][p][v]);
+                        }
+                        for (row, sum) in rows.iter_mut().zip(sum.0.as_chunks::<LANES>().0) {
+                            let [a, b, c, d, e, f, g, h] = *sum;
+                            *row = ((a + e) + (b + f)) + ((c + g) + (d + h));
+                        }
+                    }
+                }
+            }
+        }
+        for (at, columns) in sums.iter().enumerate() {
+            for (c, both) in columns.iter().enumerate() {
+                let y = &mut y[(at / blocks * C + c) * n + at % blocks * LANES..][..LANES];
+                for (i, y) in y.iter_mut().enumerate() {
+                    *y += both.0[i] + both.0[i + LANES];
+                }
+            }
+        }
+    }
+}
+
+/// The rows of two tiles, two by two.
+#[inline(always)]
+fn pairs<'a>(upper: &'a Tile, lower: &'a Tile) -> [&'a [f32; 2 * LANES]; LANES / 2] {
+    let of = |tile: &'a Tile, pair: usize| -> &'a [f32; 2 * LANES] {
+        &tile.0.as_flattened().as_chunks().0[pair]
+    };
+    [of(upper, 0), of(upper, 1), of(lower, 0), of(lower, 1)]
+}
+
+/// A pair of rows in registers.
+#[inline(always)]
+fn vectors<D: pulp::Simd, const V: usize>(pair: &[f32; 2 * LANES]) -> [D::f32s; V] {
+    let vectors = D::as_simd_f32s(pair).0;
+    std::array::from_fn(|v| vectors[v])
+}
+
 #[inline(always)]
 fn widen(tile: &Tile) -> [[f64; LANES]; ROWS] {
     let mut wide = [[0.0; LANES]; ROWS];
-    for (wide, row) in wide.iter_mut().zip(tile) {
+    for (wide, row) in wide.iter_mut().zip(&tile.0) {
         for (wide, weight) in wide.iter_mut().zip(row) {
             *wide = f64::from(*weight);
         }
@@ -540,18 +739,21 @@ impl<F: Fn(usize, usize, [f64; LANES]) -> [f64; LANES]> pulp::NullaryFnOnce
         let mut total = 0.0;
         for row_block in 0..graph.n_padded() / LANES {
             for (half, tiles) in graph.halves(row_block).into_iter().enumerate() {
+                let Some((diagonal, below)) = tiles.split_last() else { continue };
                 for r in 0..ROWS {
                     let row = half * ROWS + r;
+                    let i = row_block * LANES + row;
                     let mut acc = [0.0_f64; LANES];
-                    for (block, tile) in tiles.iter().enumerate() {
-                        let below = if block == row_block { row } else { LANES };
-                        let weights: [f64; LANES] = std::array::from_fn(|c| {
-                            if c < below { f64::from(tile[r][c]) } else { 0.0 }
-                        });
-                        let terms = term(row_block * LANES + row, block, weights);
-                        for (acc, term) in acc.iter_mut().zip(terms) {
-                            *acc += term;
+                    for (block, tile) in below.iter().enumerate() {
+                        let terms = term(i, block, tile.0[r].map(f64::from));
+                        for c in 0..LANES {
+                            acc[c] += terms[c];
                         }
+                    }
+                    let mut weights = diagonal.0[r].map(f64::from);
+                    weights[row..].fill(0.0);
+                    for (acc, term) in acc.iter_mut().zip(term(i, row_block, weights)) {
+                        *acc += term;
                     }
                     let [a, b, c, d, e, f, g, h] = acc;
                     total += ((a + e) + (b + f)) + ((c + g) + (d + h));
@@ -559,5 +761,42 @@ impl<F: Fn(usize, usize, [f64; LANES]) -> [f64; LANES]> pulp::NullaryFnOnce
             }
         }
         total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PatternView, SymmetricGraph};
+    use crate::random::SplitMix64;
+
+    #[test]
+    fn products_in_f32_are_those_in_f64_rounded() {
+        let mut random = SplitMix64::new(1);
+        for n in [1, 7, 8, 9, 65, 130] {
+            let a: Vec<f32> = (0..n * n)
+                .map(|at| if at % n <= at / n { random.next_symmetric().abs() as f32 } else { 0.0 })
+                .collect();
+            let graph = SymmetricGraph::from_pattern(PatternView::new(&a, n, n).unwrap()).unwrap();
+            let padded = graph.n_padded();
+            for columns in [1, 2, 3, 4, 8, 9] {
+                let mut x = vec![0.0f32; columns * padded];
+                for column in x.chunks_exact_mut(padded) {
+                    column[..n].fill_with(|| random.next_symmetric() as f32);
+                }
+                let mut y = vec![f32::NAN; x.len()];
+                graph.narrow_product(&x, &mut y);
+                for (x, y) in x.chunks_exact(padded).zip(y.chunks_exact(padded)) {
+                    let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+                    let mut expected = vec![0.0; padded];
+                    graph.product(&wide, &mut expected);
+                    for (y, expected) in y.iter().zip(&expected) {
+                        // Sums of n terms of at most a half.
+                        let tolerance = 0.5 * f64::from(f32::EPSILON) * n as f64;
+                        let apart = (f64::from(*y) - expected).abs();
+                        assert!(apart <= tolerance, "{n} nodes, {columns} columns: {apart:e}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -19,6 +19,7 @@
 use crate::adjacency::Adjacency;
 use crate::graph::LANES;
 use crate::laplacian::LaplacianOperator;
+use crate::math::vectorised;
 use crate::random::SplitMix64;
 use crate::signal::{Null, Signal, Value};
 use crate::{Error, Result};
@@ -29,8 +30,8 @@ const OP: &str = "heat energy";
 pub const N_PROBES: usize = LANES;
 
 /// What the series of Chebyshev polynomials leaves out, at most, of a probe's
-/// energy: `2 Σ_{k > K} e^{−x} I_k(x)`, `x = ½ t λ_bound`.
-pub const TRUNCATION: f64 = 1e-9;
+/// energy: `2 Σ_{k > K} e^{−x} I_k(x)`, `x = ½ t λ_bound`. About what rounding costs.
+pub const TRUNCATION: f64 = 1e-6;
 
 /// Largest `½ t λ_bound`: some 7 000 products with the graph.
 const MAX_ARGUMENT: f64 = 1e6;
@@ -66,17 +67,40 @@ impl Probes {
                 std::array::from_fn(|p| if bits >> p & 1 == 0 { 1.0 } else { -1.0 })
             })
             .collect();
-        let n_nodes = signal.n_nodes();
+        let (n_nodes, d) = (signal.n_nodes(), signal.d());
         let mut rows = vec![[0.0; N_PROBES]; n_nodes.next_multiple_of(LANES)];
-        for (row, values) in rows.iter_mut().zip(signal.values().chunks_exact(signal.d().max(1))) {
-            for (value, signs) in values.iter().zip(&signs) {
-                for (sum, sign) in row.iter_mut().zip(signs) {
-                    *sum += value * sign;
-                }
-            }
+        let mut values = signal.values().chunks_exact(d.max(1));
+        let (groups, rest) = rows[..n_nodes].as_chunks_mut::<4>();
+        for group in groups {
+            // Several nodes at a time hide the latency of an addition.
+            let values: [&[f64]; 4] = std::array::from_fn(|_| values.next().unwrap_or(&[]));
+            combine(values, &signs, group);
+        }
+        for (row, values) in rest.iter_mut().zip(values) {
+            combine([values], &signs, std::array::from_mut(row));
         }
         Self { n_nodes, rows }
     }
+}
+
+/// The combinations of a few nodes.
+fn combine<const R: usize>(
+    values: [&[f64]; R],
+    signs: &[[f64; N_PROBES]],
+    rows: &mut [[f64; N_PROBES]; R],
+) {
+    vectorised(|| {
+        let mut sums = [[0.0; N_PROBES]; R];
+        let values = values.map(|values| &values[..signs.len()]);
+        for (k, signs) in signs.iter().enumerate() {
+            for r in 0..R {
+                for p in 0..N_PROBES {
+                    sums[r][p] += values[r][k] * signs[p];
+                }
+            }
+        }
+        *rows = sums;
+    });
 }
 
 /// `h(t)` from the whole spectrum: eigenvalues and the energy in each mode. Null
@@ -110,8 +134,9 @@ pub fn heat_energy(values: &[f64], energies: &[f64], time: f64) -> Value {
 /// # Numerics
 /// `e^{−tL} = Σ_k (2 − δ_k0)(−1)^k e^{−x} I_k(x) T_k(L/a − 1)` with `a = ½ λ_bound`
 /// and `x = ta`, cut where less than [`TRUNCATION`] is left; `K` products with `L`
-/// give the moments of `T_0 … T_2K`. `f64`, in a fixed order: the same bits
-/// for any number of threads.
+/// give the moments of `T_0 … T_2K`. Products and vectors are `f32`, inner products and
+/// what is made of them `f64`: rounding costs some 1e-6, a thousandth of a typical
+/// standard error. In a fixed order: the same bits for any number of threads.
 ///
 /// # Errors
 /// [`Error::Shape`] unless the probes are of as many nodes; [`Error::Range`] for
@@ -147,7 +172,7 @@ pub fn heat_estimates<G: Adjacency, const T: usize>(
     }
     let series = times.map(|time| chebyshev_coefficients(time * half));
     let degree = series.iter().map(|c| c.len() - 1).max().unwrap_or(0);
-    let moments = moments(laplacian, probes, half, degree.div_ceil(2).max(1));
+    let moments = moments(laplacian, probes, energy, half, degree.div_ceil(2).max(1));
     let quotient = dirichlet / energy;
     let mut series = series.iter();
     Ok(times.map(|time| {
@@ -161,7 +186,7 @@ pub fn heat_estimates<G: Adjacency, const T: usize>(
         }
         for (p, sum) in excess.iter_mut().enumerate() {
             let (own, product) = (moments[0][p], half * (moments[0][p] + moments[1][p]));
-            *sum = (*sum - tangent * ((1.0 + time * quotient) * own - time * product)) / energy;
+            *sum -= tangent * ((1.0 + time * quotient) * own - time * product);
         }
         let m = N_PROBES as f64;
         let mean = excess.iter().sum::<f64>() / m;
@@ -170,40 +195,50 @@ pub fn heat_estimates<G: Adjacency, const T: usize>(
     }))
 }
 
-/// `yᵀ T_k(L/a − 1) y` of every probe for `k = 0 … 2K`, from `T_2k = 2T_k² − 1` and
-/// `T_{2k+1} = 2T_k T_{k+1} − T_1`.
+/// `yᵀ T_k(L/a − 1) y/‖X‖²` of every probe for `k = 0 … 2K`, from `T_2k = 2T_k² − 1`
+/// and `T_{2k+1} = 2T_k T_{k+1} − T_1`.
 fn moments<G: Adjacency>(
     laplacian: &LaplacianOperator<'_, G>,
     probes: &Probes,
+    energy: f64,
     half: f64,
     steps: usize,
 ) -> Vec<[f64; N_PROBES]> {
-    let mut previous = probes.rows.clone();
-    for (row, scale) in previous.iter_mut().zip(laplacian.coordinate_scale().into_iter().flatten())
+    let n = laplacian.n_padded();
+    let norm = energy.sqrt();
+    let mut weights = vec![1.0; n];
+    for (weight, scale) in
+        weights.iter_mut().zip(laplacian.coordinate_scale().into_iter().flatten())
     {
-        *row = row.map(|value| value * scale);
+        *weight = scale;
     }
-    let mut scratch = Vec::new();
-    let mut product = vec![[0.0; N_PROBES]; previous.len()];
-    laplacian.block_product(&previous, &mut product, &mut scratch);
-    let mut current = previous.clone();
-    for (current, product) in current.iter_mut().zip(&product) {
-        for (c, p) in current.iter_mut().zip(product) {
-            *c = p / half - *c;
-        }
+    // Column by column.
+    let mut previous = Vec::with_capacity(N_PROBES * n);
+    for p in 0..N_PROBES {
+        let column = probes.rows.iter().zip(&weights);
+        previous.extend(column.map(|(row, weight)| (row[p] * weight / norm) as f32));
     }
+    let mut laplacian = laplacian.narrow();
+    let mut product = vec![0.0; previous.len()];
+    let rate = half.recip() as f32;
+    let mut multiply = |x: &[f32], y: &mut [f32]| {
+        let columns: [&[f32]; N_PROBES] = std::array::from_fn(|p| &x[p * n..(p + 1) * n]);
+        laplacian.product(&columns, y);
+    };
+    multiply(&previous, &mut product);
+    let mut current: Vec<f32> = previous.iter().zip(&product).map(|(x, y)| rate * y - x).collect();
     let (zeroth, first) = (inner(&previous, &previous), inner(&previous, &current));
     let twice_less = |inner: [f64; N_PROBES], less: &[f64; N_PROBES]| {
         std::array::from_fn(|p| 2.0 * inner[p] - less[p])
     };
     let mut moments = vec![zeroth, first, twice_less(inner(&current, &current), &zeroth)];
     for _ in 1..steps {
-        laplacian.block_product(&current, &mut product, &mut scratch);
-        for ((previous, current), product) in previous.iter_mut().zip(&current).zip(&product) {
-            for ((before, c), p) in previous.iter_mut().zip(current).zip(product) {
-                *before = 2.0 * (p / half - c) - *before;
+        multiply(&current, &mut product);
+        vectorised(|| {
+            for ((before, x), y) in previous.iter_mut().zip(&current).zip(&product) {
+                *before = 2.0 * (rate * y - x) - *before;
             }
-        }
+        });
         std::mem::swap(&mut previous, &mut current);
         moments.push(twice_less(inner(&previous, &current), &first));
         moments.push(twice_less(inner(&current, &current), &zeroth));
@@ -211,14 +246,21 @@ fn moments<G: Adjacency>(
     moments
 }
 
-fn inner(x: &[[f64; N_PROBES]], y: &[[f64; N_PROBES]]) -> [f64; N_PROBES] {
-    let mut sums = [0.0; N_PROBES];
-    for (x, y) in x.iter().zip(y) {
-        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-            *sum += x * y;
-        }
-    }
-    sums
+/// The inner product of each column, in `f64`.
+fn inner(x: &[f32], y: &[f32]) -> [f64; N_PROBES] {
+    let n = x.len() / N_PROBES;
+    std::array::from_fn(|p| {
+        let (x, y) = (&x[p * n..(p + 1) * n], &y[p * n..(p + 1) * n]);
+        vectorised(|| {
+            let mut sums = [0.0; LANES];
+            for (x, y) in x.as_chunks::<LANES>().0.iter().zip(y.as_chunks::<LANES>().0) {
+                for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+                    *sum += f64::from(*x) * f64::from(*y);
+                }
+            }
+            sums.iter().sum()
+        })
+    })
 }
 
 /// `(2 − δ_k0)(−1)^k e^{−x} I_k(x)`, until what follows sums to [`TRUNCATION`] at most.

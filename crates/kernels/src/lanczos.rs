@@ -18,7 +18,12 @@
 //! the second start is the shorter one: the Fiedler value stands apart from the
 //! rest of the spectrum, while the largest eigenvalue, which the first start
 //! goes on to find, sits at the edge of a dense bulk.
+//!
+//! On a stored graph most steps are taken in `f32`, see `narrow.rs`: the `f64` steps
+//! start from what they found. The second start is followed until its θ equals the
+//! first to the tolerance, or ρ is within it.
 
+mod narrow;
 mod together;
 
 use rayon::prelude::*;
@@ -36,7 +41,8 @@ pub struct LanczosOptions {
     /// [`LaplacianOperator::typical_scale`]: absolute for the normalized
     /// Laplacian, in mean degrees for the combinatorial one.
     pub tolerance: f64,
-    /// Most steps from either start. Memory is `steps · n · 8` bytes.
+    /// Most steps from either start; at most half of them in `f32`. Memory is at most
+    /// `steps · n · 8` bytes.
     pub max_steps: usize,
     /// Seeds of the two starting vectors.
     pub seeds: [u64; 2],
@@ -66,7 +72,8 @@ pub struct Extremes {
     /// The largest eigenvalue, from the first start; `None` without nodes.
     pub lambda_max: Option<Certified>,
     /// Whether both starts found the same Fiedler value:
-    /// `|θ₁ − θ₂| ≤ ρ₁ + ρ₂ + n ε λ_max`, ε the rounding unit of `f64`.
+    /// `|θ₁ − θ₂| ≤ ρ₁ + ρ₂ + n ε λ_max`, ε the rounding unit of `f64`. Where ρ₂ is
+    /// above the tolerance, `|θ₁ − θ₂|` is within it.
     pub seeds_agree: bool,
     /// Steps of the start that took longer.
     pub steps: usize,
@@ -89,8 +96,10 @@ pub struct Extremes {
 /// ```
 ///
 /// # Numerics
-/// `f64` throughout, every new vector orthogonalised against all earlier ones
-/// and the null vector. The bits depend on the graph and the options alone.
+/// Values and residuals in `f64`, every new vector orthogonalised against all earlier
+/// ones and the null vector. Steps in `f32` come before those in `f64` on a stored graph
+/// of 64 nodes or more, and count as steps; they change what those start from, not what
+/// they must reach. The bits depend on the graph and the options alone.
 /// A disconnected graph has a Fiedler value of 0 up to rounding, of either sign.
 ///
 /// # Errors
@@ -139,35 +148,71 @@ pub fn extremes_and_vector<G: Adjacency>(
 
     let tolerance = options.tolerance * laplacian.typical_scale();
     let max_steps = options.max_steps.min(dimension);
-    let [first, second] = options.seeds;
     let ((first, [(low, vector), (lambda_max, _)]), (second, [(other_low, other_vector)])) =
         if G::TOGETHER {
             together::run(laplacian, options.seeds, tolerance, max_steps)
         } else {
-            (
-                Krylov::run(laplacian, first, [End::Smallest, End::Largest], tolerance, max_steps),
-                Krylov::run(laplacian, second, [End::Smallest], tolerance, max_steps),
-            )
+            one_by_one(laplacian, options.seeds, tolerance, options.max_steps, dimension)
         };
 
+    // A second value as good as equal to the first has done its work, however it is certified.
+    let settled = other_low.residual <= tolerance || agree(&low, &other_low, tolerance);
+    let is_better = other_low.value < low.value && (other_low.residual <= tolerance || !settled);
     if n >= 2 {
-        let best = if other_low.value < low.value { other_vector } else { vector };
+        let best = if is_better { other_vector } else { vector };
         fiedler.extend_from_slice(&best[..n]);
     }
     let rounding = n as f64 * f64::EPSILON * lambda_max.value;
     let apart = (low.value - other_low.value).abs();
     let found = Extremes {
         // One isolated node has a largest eigenvalue, 1, and no second-smallest.
-        fiedler: (n >= 2).then_some(if other_low.value < low.value { other_low } else { low }),
+        fiedler: (n >= 2).then_some(if is_better { other_low } else { low }),
         lambda_max: Some(lambda_max),
         seeds_agree: apart <= low.residual + other_low.residual + rounding,
         steps: first.max(second),
     };
-    if [low, other_low, lambda_max].iter().all(|c| c.residual <= tolerance) {
+    if settled && [low, lambda_max].iter().all(|c| c.residual <= tolerance) {
         Ok(found)
     } else {
         Err(Error::NotConverged { steps: found.steps, tolerance, found: Box::new(found) })
     }
+}
+
+/// A number of steps, and the wanted ends with their vectors.
+type Found<const E: usize> = (usize, [(Certified, Vec<f64>); E]);
+
+/// The first start for both ends, and the second for the smallest eigenvalue.
+fn one_by_one<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    seeds: [u64; 2],
+    tolerance: f64,
+    max_steps: usize,
+    dimension: usize,
+) -> (Found<2>, Found<1>) {
+    // Where the whole space can be had, f64 may have it, whatever came before.
+    let last = |before: usize| max_steps.min(before + dimension);
+    let (both, one) = ([End::Smallest, End::Largest], [End::Smallest]);
+    let starts = narrow::starts(laplacian, seeds, [&both, &one], tolerance, last(0));
+    let [first, second] = match starts {
+        Some(starts) => {
+            starts.map(|(steps, vector)| (steps, Krylov::from_vector(laplacian, vector, max_steps)))
+        }
+        None => seeds.map(|seed| (0, Krylov::start(laplacian, seed, last(0)))),
+    };
+    let most = last(first.0);
+    let first = Krylov::run(laplacian, first, both, tolerance, most);
+    if second.0 > 0 {
+        let other = second.1.certify_start(laplacian);
+        if agree(&first.1[0].0, &other.0, tolerance) {
+            return (first, (second.0, [other]));
+        }
+    }
+    let most = last(second.0);
+    (first, Krylov::run(laplacian, second, one, tolerance, most))
+}
+
+fn agree(one: &Certified, other: &Certified, tolerance: f64) -> bool {
+    (one.value - other.value).abs() <= tolerance
 }
 
 /// Diagonal and couplings of the tridiagonal matrix of each start vector, in the
@@ -201,6 +246,8 @@ fn recurrence<G: Adjacency>(
 
 const FIRST_CHECK: usize = 16;
 const CHECK_EVERY: usize = 4;
+/// The first check behind steps in `f32`.
+const FIRST_CHECK_AFTER: usize = 5;
 
 /// One start's Krylov space.
 struct Krylov {
@@ -219,19 +266,19 @@ struct Krylov {
 
 impl Krylov {
     /// Iterates until the wanted ends are within the tolerance, or until there is
-    /// no going on, and returns the number of steps and the ends.
+    /// no going on, and returns the number of steps and the ends. So many steps were
+    /// taken before.
     fn run<G: Adjacency, const E: usize>(
         laplacian: &LaplacianOperator<'_, G>,
-        seed: u64,
+        (before, mut krylov): (usize, Self),
         ends: [End; E],
         tolerance: f64,
         max_steps: usize,
-    ) -> (usize, [(Certified, Vec<f64>); E]) {
-        let mut krylov = Self::start(laplacian, seed, max_steps);
+    ) -> Found<E> {
         let mut product = vec![0.0; krylov.n];
         let mut scratch = Vec::new();
-        let mut next_check = FIRST_CHECK;
-        let mut step = 0;
+        let mut step = before;
+        let mut next_check = if before > 0 { before + FIRST_CHECK_AFTER } else { FIRST_CHECK };
         loop {
             step += 1;
             laplacian.product(krylov.last(), &mut product, &mut scratch);
@@ -240,7 +287,8 @@ impl Krylov {
             if !stop && step < next_check {
                 continue;
             }
-            next_check = step + (step / 8).max(CHECK_EVERY);
+            let every = if before > 0 { 1 } else { CHECK_EVERY };
+            next_check = step + ((step - before) / 8).max(every);
             if let Some(coefficients) = krylov.converged(ends, 0.5 * tolerance, stop) {
                 let found =
                     coefficients.map(|c| krylov.certify(laplacian, &c, &mut product, &mut scratch));
@@ -338,12 +386,16 @@ impl Krylov {
         scratch: &mut Vec<f64>,
     ) -> (Certified, Vec<f64>) {
         let vector = self.combine(coefficients);
-        laplacian.product(&vector, product, scratch);
-        let value = dot(&vector, product);
-        for (p, v) in product.iter_mut().zip(&vector) {
-            *p -= value * v;
-        }
-        (Certified { value, residual: dot(product, product).sqrt() }, vector)
+        (certify(laplacian, &vector, product, scratch), vector)
+    }
+
+    /// The newest vector and its certificate.
+    fn certify_start<G: Adjacency>(
+        &self,
+        laplacian: &LaplacianOperator<'_, G>,
+    ) -> (Certified, Vec<f64>) {
+        let vector = self.last().to_vec();
+        (certify(laplacian, &vector, &mut vec![0.0; self.n], &mut Vec::new()), vector)
     }
 
     /// The unit vector with the given coefficients, clean of the null vector.
@@ -361,6 +413,21 @@ impl Krylov {
         }
         x
     }
+}
+
+/// `θ` and `ρ` of a unit vector.
+fn certify<G: Adjacency>(
+    laplacian: &LaplacianOperator<'_, G>,
+    vector: &[f64],
+    product: &mut [f64],
+    scratch: &mut Vec<f64>,
+) -> Certified {
+    laplacian.product(vector, product, scratch);
+    let value = dot(vector, product);
+    for (p, v) in product.iter_mut().zip(vector) {
+        *p -= value * v;
+    }
+    Certified { value, residual: dot(product, product).sqrt() }
 }
 
 /// Removes from `vector` its components along the orthonormal rows of `basis`

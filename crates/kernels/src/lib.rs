@@ -39,6 +39,7 @@ pub mod quadrature;
 pub mod signal;
 
 mod math;
+mod memory;
 mod panels;
 mod product;
 mod tensor;

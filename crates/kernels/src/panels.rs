@@ -8,6 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::math::vectorised;
+use crate::memory::prefer_large_pages;
 
 /// Columns of a panel.
 pub(crate) const WIDTH: usize = 32;
@@ -100,6 +101,7 @@ impl Panels {
         let len = n.div_ceil(WIDTH) * k;
         // Not cleared first: that would be one more pass over the memory.
         let mut lanes: Vec<Lanes> = Vec::with_capacity(len);
+        prefer_large_pages(&mut lanes.spare_capacity_mut()[..len]);
         let scratch = || Box::new([[0.0; SPAN + 16]; WIDTH]);
         let finite = lanes.spare_capacity_mut()[..len]
             .par_chunks_exact_mut(k.max(1))

@@ -18,6 +18,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::memory::prefer_large_pages;
 use crate::panels::{Lanes, Right, WIDTH};
 
 /// Consecutive `k` that a packed row keeps together.
@@ -287,6 +288,7 @@ impl<'a> Output<'a> {
 /// `write` writes every element before it reads it.
 pub(crate) unsafe fn fill(len: usize, write: impl FnOnce(Output<'_>)) -> Vec<f32> {
     let mut values: Vec<f32> = Vec::with_capacity(len);
+    prefer_large_pages(&mut values.spare_capacity_mut()[..len]);
     write(Output { start: values.as_mut_ptr(), len, lifetime: PhantomData });
     // SAFETY: the capacity is there, and every element was written.
     unsafe { values.set_len(len) };

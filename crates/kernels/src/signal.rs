@@ -15,6 +15,7 @@ use std::borrow::Cow;
 
 use candle_core::{DType, Tensor};
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -23,6 +24,8 @@ use crate::attention::RecomputedGraph;
 use crate::eigh::Eigen;
 use crate::graph::LANES;
 use crate::laplacian::{Laplacian, LaplacianOperator};
+use crate::math::vectorised;
+use crate::tensor::Values;
 use crate::{Error, Result};
 
 /// Why a quantity has no value.
@@ -66,13 +69,30 @@ pub type Value = std::result::Result<f64, Null>;
 /// every position of a text of one repeated token has the same residual stream.
 pub const ROUNDING: f64 = 64.0;
 
-/// `‖row‖`, scaled by the largest entry so that squares neither overflow nor vanish.
+/// `‖row‖`, scaled by the largest entry where squares might overflow or vanish.
 fn norm(row: &[f64]) -> f64 {
+    let squares = sum_of_squares(row);
+    if (1e-200..1e200).contains(&squares) {
+        return squares.sqrt();
+    }
     let largest = row.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
     if largest == 0.0 {
         return 0.0;
     }
     largest * row.iter().map(|v| (v / largest) * (v / largest)).sum::<f64>().sqrt()
+}
+
+fn sum_of_squares(row: &[f64]) -> f64 {
+    vectorised(|| {
+        let mut sums = [0.0; 4 * LANES];
+        let (chunks, rest) = row.as_chunks::<{ 4 * LANES }>();
+        for chunk in chunks {
+            for (sum, v) in sums.iter_mut().zip(chunk) {
+                *sum += v * v;
+            }
+        }
+        sums.iter().sum::<f64>() + rest.iter().map(|v| v * v).sum::<f64>()
+    })
 }
 
 /// A signal `X [n, d]` in `f64`, one row per node.
@@ -98,7 +118,8 @@ impl Signal {
                 &[values.len()],
             ));
         }
-        if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+        let finite = vectorised(|| values.iter().fold(true, |finite, v| finite & v.is_finite()));
+        if !finite && let Some(index) = values.iter().position(|v| !v.is_finite()) {
             return Err(Error::NonFinite {
                 op: "graph signal",
                 what: "signal",
@@ -119,6 +140,16 @@ impl Signal {
         let &[n_nodes, d] = tensor.dims() else {
             return Err(Error::shape(OP, "signal", "[pos, d_model]", tensor.dims()));
         };
+        if tensor.dtype() == DType::F32
+            && let Ok(values) = Values::new(OP, "signal", tensor)
+        {
+            let rows = values.rows();
+            let mut values = Vec::with_capacity(n_nodes * d);
+            for row in 0..n_nodes {
+                values.extend(rows.row(row).iter().map(|v| f64::from(*v)));
+            }
+            return Self::new(values, n_nodes, d);
+        }
         let values = tensor
             .flatten_all()
             .and_then(|t| t.to_dtype(DType::F64))
@@ -171,19 +202,19 @@ impl Signal {
             return self;
         }
         let mut mean = vec![0.0; self.d];
-        for row in self.values.chunks_exact(self.d) {
-            for (m, v) in mean.iter_mut().zip(row) {
-                *m += v;
+        vectorised(|| {
+            for row in self.values.chunks_exact(self.d) {
+                for (m, v) in mean.iter_mut().zip(row) {
+                    *m += v;
+                }
             }
-        }
+        });
         for m in &mut mean {
             *m /= self.n_nodes as f64;
         }
         for row in self.values.chunks_exact_mut(self.d) {
             let known = ROUNDING * precision * norm(row);
-            for (v, m) in row.iter_mut().zip(&mean) {
-                *v -= m;
-            }
+            vectorised(|| row.iter_mut().zip(&mean).for_each(|(v, m)| *v -= m));
             if norm(row) <= known {
                 row.fill(0.0);
             }
@@ -206,9 +237,7 @@ impl Signal {
                 zero_rows += 1;
                 continue;
             }
-            for v in row.iter_mut() {
-                *v /= norm;
-            }
+            vectorised(|| row.iter_mut().for_each(|v| *v /= norm));
         }
         (self, zero_rows)
     }
@@ -279,14 +308,21 @@ impl Signal {
                     return;
                 }
                 let x = MatRef::from_row_major_slice(&self.values, self.n_nodes, self.d);
-                matmul(
-                    // The row-major constructor of faer 0.24 takes its stride for the
-                    // distance between columns.
-                    MatMut::from_column_major_slice_with_stride_mut(rows, end, end - start, stride)
-                        .transpose_mut(),
+                // The row-major constructor of faer 0.24 takes its stride for the
+                // distance between columns.
+                let to =
+                    MatMut::from_column_major_slice_with_stride_mut(rows, end, end - start, stride);
+                let (left, own) = to.transpose_mut().split_at_col_mut(start);
+                let (x, before) = (x.subrows(start, end - start), x.subrows(0, start));
+                matmul(left, Accum::Replace, x, before.transpose(), 1.0, Par::Seq);
+                triangular::matmul(
+                    own,
+                    BlockStructure::TriangularLower,
                     Accum::Replace,
-                    x.subrows(start, end - start),
-                    x.subrows(0, end).transpose(),
+                    x,
+                    BlockStructure::Rectangular,
+                    x.transpose(),
+                    BlockStructure::Rectangular,
                     1.0,
                     Par::Seq,
                 );
@@ -375,9 +411,14 @@ pub fn dirichlet_energy<G: Adjacency>(
     }
     let scale = laplacian.padded_scale();
     let blocks = scale.as_chunks::<LANES>().0;
-    let cross = laplacian.graph().sum_below_diagonal(|i, block, weights| {
-        let row = &gram.lower[i * gram.stride + block * LANES..][..LANES];
-        std::array::from_fn(|c| scale[i] * weights[c] * (blocks[block][c] * row[c]))
+    let products = gram.lower.as_chunks::<LANES>().0;
+    let cross = laplacian.graph().sum_below_diagonal(|i, block, mut weights| {
+        let (scale, blocks) = (scale[i], &blocks[block]);
+        let products = &products[i * (gram.stride / LANES) + block];
+        for c in 0..LANES {
+            weights[c] *= scale * (blocks[c] * products[c]);
+        }
+        weights
     });
     let own: f64 = laplacian
         .diagonal()

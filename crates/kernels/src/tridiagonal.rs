@@ -16,14 +16,19 @@ pub(crate) enum End {
 /// `off` couples row `k` with row `k + 1` and is one shorter than `diagonal`,
 /// which must not be empty.
 pub(crate) fn extremal(diagonal: &[f64], off: &[f64], end: End) -> Vec<f64> {
-    let value = extremal_value(diagonal, off, end);
+    extremal_within(diagonal, off, end, f64::EPSILON)
+}
+
+/// As [`extremal`], from an eigenvalue within `accuracy · ‖T‖`.
+pub(crate) fn extremal_within(diagonal: &[f64], off: &[f64], end: End, accuracy: f64) -> Vec<f64> {
+    let (low, high) = extremal_value(diagonal, off, end, accuracy);
     let n = diagonal.len();
     let norm = bounds(diagonal, off).2;
     // Outside the spectrum by a few roundings, so that pivots keep one sign.
     let margin = (4.0 * f64::EPSILON * norm).max(f64::MIN_POSITIVE);
     let shift = match end {
-        End::Smallest => value - margin,
-        End::Largest => value + margin,
+        End::Smallest => low - margin,
+        End::Largest => high + margin,
     };
     let mut pivots = vec![0.0; n];
     let mut previous = f64::INFINITY;
@@ -71,38 +76,40 @@ fn bounds(diagonal: &[f64], off: &[f64]) -> (f64, f64, f64) {
     (low, high, low.abs().max(high.abs()))
 }
 
-fn extremal_value(diagonal: &[f64], off: &[f64], end: End) -> f64 {
+/// Two bounds of the eigenvalue.
+fn extremal_value(diagonal: &[f64], off: &[f64], end: End, accuracy: f64) -> (f64, f64) {
     let (mut low, mut high, norm) = bounds(diagonal, off);
     let squares: Vec<f64> = off.iter().map(|b| b * b).collect();
     // Keeps the recurrence away from a division by an exact zero.
     let floor = (f64::EPSILON * norm).max(f64::MIN_POSITIVE).powi(2);
-    let below = |x: f64| -> usize {
+    // Whether all eigenvalues lie on the inner side of x: then all pivots have one sign.
+    let is_outside = |x: f64| -> bool {
+        let inner = |pivot: f64| match end {
+            End::Smallest => pivot >= 0.0,
+            End::Largest => pivot < 0.0,
+        };
         let mut pivot = diagonal[0] - x;
-        let mut negative = usize::from(pivot < 0.0);
         for (d, square) in diagonal[1..].iter().zip(&squares) {
+            if !inner(pivot) {
+                return false;
+            }
             if pivot.abs() < floor {
                 pivot = floor;
             }
             pivot = d - x - square / pivot;
-            negative += usize::from(pivot < 0.0);
         }
-        negative
+        inner(pivot)
     };
-    let n = diagonal.len();
-    while high - low > f64::EPSILON * norm {
+    while high - low > accuracy * norm {
         let middle = low + 0.5 * (high - low);
         if middle <= low || middle >= high {
             break;
         }
-        let is_above_wanted = match end {
-            End::Smallest => below(middle) >= 1,
-            End::Largest => below(middle) == n,
-        };
-        if is_above_wanted {
-            high = middle;
-        } else {
+        if is_outside(middle) == (end == End::Smallest) {
             low = middle;
+        } else {
+            high = middle;
         }
     }
-    low + 0.5 * (high - low)
+    (low, high)
 }

@@ -215,11 +215,13 @@ fn check_heat(what: &str, row: &SpectralRow, expected: &Value, column: &str, got
         assert_eq!(error, 0.0, "{what}");
     }
     // Beyond six standard errors of eight probes one estimate in 2000 lies.
-    close(what, heat, value, 6.0 * error + 1e-7);
+    close(what, heat, value, 6.0 * error + 5e-6);
     // Of few nodes and columns eight probes are few.
     let most = if what.starts_with("sink") || what.starts_with("sharp") { 0.03 } else { 0.2 };
     assert!(error <= most, "{what}: {error}");
-    assert!(heat >= (-HEAT_TIMES[number] * row.rayleigh.unwrap()).exp() - 1e-9, "{what}");
+    // Estimates are made of products in f32.
+    let rounding = if row.exactness == Exactness::Dense { 1e-9 } else { 5e-6 };
+    assert!(heat >= (-HEAT_TIMES[number] * row.rayleigh.unwrap()).exp() - rounding, "{what}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Graphs made of parts of others: leading blocks, and rows one after another.
 
-use super::{LANES, OP, ROWS, SymmetricGraph, TILE_LEN, block_start};
+use super::{LANES, OP, ROWS, SymmetricGraph, Tile, block_start};
 use crate::{Error, Result};
 
 impl SymmetricGraph {
@@ -31,9 +31,9 @@ impl SymmetricGraph {
         if kept > 0 {
             let last = blocks - 1;
             for r in 0..LANES {
-                let row = &mut tiles[block_start(last) + r / ROWS * (last + 1) * TILE_LEN..];
-                let rows = row.as_chunks_mut::<LANES>().0.iter_mut().skip(r % ROWS).step_by(ROWS);
-                for (block, weights) in rows.take(last + 1).enumerate() {
+                let half = block_start(last) + r / ROWS * (last + 1);
+                let rows = tiles[half..=half + last].iter_mut().map(|tile| &mut tile.0[r % ROWS]);
+                for (block, weights) in rows.enumerate() {
                     let first = if r >= kept { 0 } else { kept };
                     if r >= kept || block == last {
                         weights[first..].fill(0.0);
@@ -47,17 +47,17 @@ impl SymmetricGraph {
     /// A graph whose weights on and below the diagonal arrive row by row, in any
     /// order: `rows(put)` calls `put(i, weights)` with `W_i0 … W_ii`.
     pub(crate) fn from_rows(n: usize, rows: impl FnOnce(&mut dyn FnMut(usize, &[f32]))) -> Self {
-        let mut tiles = vec![0.0_f32; block_start(n.div_ceil(LANES))];
-        let place = |i: usize, j: usize| {
+        let mut tiles = vec![Tile::ZERO; block_start(n.div_ceil(LANES))];
+        let mut put = |i: usize, j: usize, weight: f32| {
             let (block, row) = (i / LANES, i % LANES);
             let half = row / ROWS * (block + 1);
-            block_start(block) + (half + j / LANES) * TILE_LEN + row % ROWS * LANES + j % LANES
+            tiles[block_start(block) + half + j / LANES].0[row % ROWS][j % LANES] = weight;
         };
         rows(&mut |i, weights| {
             for (j, weight) in weights.iter().enumerate().take(i + 1) {
-                tiles[place(i, j)] = *weight;
+                put(i, j, *weight);
                 if j / LANES == i / LANES {
-                    tiles[place(j, i)] = *weight;
+                    put(j, i, *weight);
                 }
             }
         });
@@ -65,7 +65,7 @@ impl SymmetricGraph {
     }
 
     /// Adds the degrees to weights.
-    pub(super) fn with_degrees(n_nodes: usize, tiles: Vec<f32>) -> Self {
+    pub(super) fn with_degrees(n_nodes: usize, tiles: Vec<Tile>) -> Self {
         let mut graph = Self { n_nodes, tiles, degrees: Vec::new() };
         let ones = vec![1.0; graph.n_padded()];
         let mut degrees = vec![0.0; graph.n_padded()];

@@ -920,6 +920,45 @@ fn found_exactly(operator: &LaplacianOperator<'_>) -> Vec<f64> {
     eigenvalues(&operator.dense().unwrap(), operator.n_nodes()).unwrap()
 }
 
+/// Of so many nodes that most steps are taken in `f32`.
+#[test]
+fn steps_in_f32_cost_no_digit() {
+    let mut random = Random::new(23);
+    let mut cases = Vec::new();
+    for (n, sharpness) in [(64, 0.5), (65, 6.0), (200, 0.5), (203, 6.0)] {
+        let pattern = attention_like(&mut random, n, sharpness, 3.0);
+        // What overflows in f32, or vanishes, is left to f64.
+        for factor in [1.0, 1e-22, 1e22] {
+            let scaled: Vec<f32> = pattern.iter().map(|a| a * factor).collect();
+            cases.push((format!("{n} nodes, sharpness {sharpness}, × {factor:e}"), n, scaled));
+        }
+    }
+    // Two parts, one isolated node, and a complete graph.
+    let n = 130;
+    let parts = (1..64).map(|i| (i, i - 1)).chain((65..129).map(|i| (i, i - 1)));
+    cases.push(("two paths".to_owned(), n, edges(n, parts)));
+    let all = (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
+    cases.push(("complete".to_owned(), n, edges(n, all)));
+    for (name, n, pattern) in cases {
+        let graph = graph_of(&pattern, n);
+        for kind in KINDS {
+            let operator = LaplacianOperator::new(&graph, kind);
+            let what = format!("{name}, {kind}");
+            let found = extremes(&operator, &LanczosOptions::default())
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            let exact = found_exactly(&operator);
+            let scale = operator.typical_scale();
+            let ends = [found.fiedler.unwrap(), found.lambda_max.unwrap()];
+            for (end, exact) in ends.into_iter().zip([exact[1], exact[n - 1]]) {
+                assert!(end.residual <= 1e-8 * scale, "{what}: {end:?}");
+                let rounding = 1e-12 * operator.upper_bound();
+                close(&what, end.value, exact, end.residual.min(1e-10 * scale) + rounding);
+            }
+            assert!(found.seeds_agree, "{what}: {found:?}");
+        }
+    }
+}
+
 #[test]
 fn a_tolerance_below_rounding_is_not_reached() {
     let mut random = Random::new(19);
