@@ -9,6 +9,7 @@ use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::CudaDType;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor};
+use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{
     CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig,
     PushKernelArg, SyncOnDrop,
@@ -22,6 +23,9 @@ use crate::{Error, Result};
 
 /// The machine code of every `.cu` file, by its stem.
 const FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Dynamic shared memory that a launch can have without asking for more first.
+const FREE_SHARED_BYTES: u32 = 48 * 1024;
 
 /// What is loaded on one device.
 struct Loaded {
@@ -180,6 +184,11 @@ fn start(
             Value::Float(float) => builder.arg(float),
             Value::Rows(rows) => builder.arg(rows),
         };
+    }
+    if call.shared_bytes > FREE_SHARED_BYTES {
+        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let bytes = call.shared_bytes.cast_signed();
+        function.set_attribute(most, bytes).map_err(Error::driver(op))?;
     }
     let [grid_x, grid_y, grid_z] = call.grid;
     let [block_x, block_y, block_z] = call.block;
