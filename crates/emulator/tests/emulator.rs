@@ -103,6 +103,35 @@ fn the_sanitizer_finds_accesses_outside() {
 }
 
 #[test]
+fn memory_that_is_not_there_ends_the_launch() {
+    let (nowhere, somewhere) =
+        ([Argument::Value(&[0; 8])], [Argument::Buffer { index: 0, offset: 0 }]);
+    for (build, order) in every() {
+        for (kernel, arguments) in [("planted_write", &nowhere), ("planted_deep", &somewhere)] {
+            let launch = Launch {
+                kernel,
+                grid: [1, 1, 1],
+                block: [1, 1, 1],
+                shared_bytes: 0,
+                arguments,
+                build,
+                order,
+                seconds: 20,
+            };
+            let mut buffers = [vec![0; 4]];
+            let done = launch.run(&mut buffers);
+            match build {
+                Build::Plain => assert!(matches!(done, Err(Error::Died { .. })), "{done:?}"),
+                Build::Sanitized => {
+                    assert!(matches!(done, Err(Error::Sanitizer { .. })), "{done:?}")
+                }
+            }
+            assert_eq!(buffers, [vec![0; 4]]);
+        }
+    }
+}
+
+#[test]
 fn a_runaway_ends() {
     let arguments = [Argument::Buffer { index: 0, offset: 0 }];
     for build in BUILDS {

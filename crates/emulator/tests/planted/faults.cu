@@ -96,3 +96,16 @@ KERNEL(planted_runaway)(volatile float *y) {
     }
 }
 EXPORT(planted_runaway)
+
+// Writes where its argument points.
+KERNEL(planted_write)(float *y) { *y = 1.0f; }
+EXPORT(planted_write)
+
+// Needs more stack than a thread has.
+__device__ __noinline__ float deep(float x, int n) {
+    volatile float values[256];
+    values[n % 256] = x;
+    return n == 0 ? values[0] : values[n % 256] + deep(x, n - 1);
+}
+KERNEL(planted_deep)(float *y) { *y = deep(*y, 10000); }
+EXPORT(planted_deep)
