@@ -2,11 +2,13 @@
 //
 // Each block takes one piece of a row, each thread 16 bytes of it. Bound by memory.
 //
-// Requires n * pieces blocks of one dimension, pieces = ceil(d / (blockDim.x * 16 bytes)).
+// Requires blocks of 128 threads, n * pieces of them, pieces = ceil(d / elements of 128 * 16 bytes).
 //
 //   x, gate, up  [n, d]  rows at any strides: the halves of a fused projection are such rows
 //   y            [n, d]  contiguous
 #include "common/rows.cuh"
+
+constexpr unsigned THREADS = 128;
 
 // x / (1 + e^-x).
 struct Silu {
@@ -35,8 +37,8 @@ template <typename F, bool GATED, typename T>
 __device__ void activation(const T *x, const T *up, T *y, const Rows &x_rows, const Rows &up_rows,
                            size_t d) {
     constexpr int N = PACK<T>;
-    const size_t piece = size_t(blockDim.x) * N;
-    const size_t pieces = (d + piece - 1) / piece;
+    constexpr size_t piece = THREADS * N;
+    const unsigned pieces = unsigned((d + piece - 1) / piece);
     const size_t row = blockIdx.x / pieces;
     const size_t first = blockIdx.x % pieces * piece;
     x += start_of(x_rows, row) + first;

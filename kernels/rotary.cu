@@ -5,7 +5,7 @@
 // once. Positions stand in device memory, so that a captured graph can be run for any; one beyond
 // the tables gives NaN, for it cannot be refused here.
 //
-// Requires b * t blocks of one dimension. f32 products and sums.
+// Requires b * t blocks of one dimension, and h * d below 2^32. f32 products and sums.
 //
 //   x        [b, t, h, d]  the outer axes at any strides
 //   cos, sin [n_pos, half] f32
@@ -32,8 +32,8 @@ template <typename T>
 __device__ void rotary(const T *x, const float *cos, const float *sin, const uint32_t *offsets, T *y,
                        const Rows &strides, size_t t, size_t h, size_t d, size_t half, size_t n_pos) {
     constexpr int N = PACK<T>;
-    const size_t row = blockIdx.x / t;
-    const size_t token = blockIdx.x % t;
+    const size_t row = blockIdx.x / unsigned(t);
+    const size_t token = blockIdx.x % unsigned(t);
     const size_t pos = offsets[row] + token;
     x += row * strides.strides[0] + token * strides.strides[1];
     y += size_t(blockIdx.x) * h * d;
@@ -48,18 +48,18 @@ __device__ void rotary(const T *x, const float *cos, const float *sin, const uin
     const size_t step = strides.strides[2];
     const bool packed = half % N == 0 && d % N == 0 && step % N == 0 && aligned(x) && aligned(y) &&
                         aligned(cos) && aligned(sin);
-    const size_t parts = packed ? half / N : half;
+    const unsigned parts = unsigned(packed ? half / N : half);
     for (size_t i = threadIdx.x; i < h * parts; i += blockDim.x) {
-        const size_t head = i / parts, part = i % parts;
+        const size_t head = unsigned(i) / parts, part = unsigned(i) % parts;
         if (packed) {
             rotate<N>(x + head * step + part * N, y + head * d + part * N, cos + part * N, sin + part * N, half);
         } else {
             rotate<1>(x + head * step + part, y + head * d + part, cos + part, sin + part, half);
         }
     }
-    const size_t tail = d - 2 * half;
+    const unsigned tail = unsigned(d - 2 * half);
     for (size_t i = threadIdx.x; i < h * tail; i += blockDim.x) {
-        const size_t head = i / tail, element = 2 * half + i % tail;
+        const size_t head = unsigned(i) / tail, element = 2 * half + unsigned(i) % tail;
         y[head * d + element] = x[head * step + element];
     }
 }

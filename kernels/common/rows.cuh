@@ -14,13 +14,19 @@ struct Rows {
     uint64_t strides[3];
 };
 
-// Offset of row `index` from the tensor's first element.
+// Offset of row `index` from the tensor's first element. There are less than 2^32 rows, and 32-bit
+// divisions take a quarter of the instructions of 64-bit ones; most tensors need none.
 __device__ inline size_t start_of(const Rows &rows, size_t index) {
-    const size_t last = index % rows.counts[2];
-    index /= rows.counts[2];
-    const size_t middle = index % rows.counts[1];
-    const size_t first = index / rows.counts[1];
-    return first * rows.strides[0] + middle * rows.strides[1] + last * rows.strides[2];
+    const uint32_t n_last = uint32_t(rows.counts[2]), n_middle = uint32_t(rows.counts[1]);
+    uint32_t last = uint32_t(index), middle = 0, first = 0;
+    if (rows.counts[0] != 1 || n_middle != 1) {
+        first = last / n_last;
+        last -= first * n_last;
+        middle = first % n_middle;
+        first /= n_middle;
+    }
+    return first * size_t(rows.strides[0]) + middle * size_t(rows.strides[1]) +
+           last * size_t(rows.strides[2]);
 }
 
 // The row of this thread; may lie beyond the last one where a block has several.

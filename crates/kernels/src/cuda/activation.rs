@@ -62,7 +62,7 @@ pub fn plan<'a>(f: ActivationFunction, x: &'a Tensor, up: Option<&'a Tensor>) ->
     };
     let form = if up.is_some() { "gated_" } else { "" };
     let entry = format!("activation_{form}{name}_{}", suffix(OP, x.dtype())?);
-    let n: usize = x.dims().iter().rev().skip(1).product();
+    let n = rows.count();
     let piece = THREADS * (PACK_BYTES / x.dtype().size_in_bytes());
     let grid = [blocks(OP, n.saturating_mul(d.div_ceil(piece)))?, 1, 1];
     pointers.push(Argument::Output(0));

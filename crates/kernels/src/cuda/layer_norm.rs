@@ -45,7 +45,7 @@ pub fn plan<'a>(
         inputs.push(bias);
     }
     let entry = format!("layer_norm_{}", suffix(OP, x.dtype())?);
-    let n: usize = x.dims().iter().rev().skip(1).product();
+    let n = rows.count();
     let (grid, block) = by_rows(OP, x.dtype(), n, d)?;
     let call = (n * d > 0).then(|| Call {
         module: "layer_norm",

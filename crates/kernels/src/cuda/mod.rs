@@ -113,13 +113,17 @@ impl Rows {
     /// # Errors
     ///
     /// [`Error::NonContiguous`]; [`Error::Shape`] for a tensor without axes, or whose outer axes
-    /// remain more than three.
+    /// remain more than three; [`Error::Range`] for 2³² rows and more.
     pub fn of(op: &'static str, what: &'static str, tensor: &Tensor) -> Result<Self> {
         contiguous_rows(op, what, tensor)?;
         let (dims, strides) = (tensor.dims(), tensor.stride());
         let Some((_, outer)) = dims.split_last() else {
             return Err(Error::shape(op, what, "[.., d]", dims));
         };
+        let count = crate::tensor::size(op, what, outer)?;
+        if count > u32::MAX as usize {
+            return Err(Error::range(op, "the number of rows", "below 2³²", count));
+        }
         let mut axes: Vec<(usize, usize)> = Vec::new();
         for (&dim, &stride) in outer.iter().zip(strides).filter(|&(&dim, _)| dim != 1) {
             match axes.last_mut() {
@@ -144,6 +148,11 @@ impl Rows {
             rows.strides[place] = stride as u64;
         }
         Ok(rows)
+    }
+
+    /// How many rows there are.
+    pub fn count(&self) -> usize {
+        self.counts.iter().product::<u64>() as usize
     }
 }
 
@@ -235,6 +244,11 @@ mod tests {
         assert!(matches!(Rows::of("op", "x", &many), Err(Error::Shape { .. })));
         let scalar = Tensor::new(1f32, &Device::Cpu).unwrap();
         assert!(matches!(Rows::of("op", "x", &scalar), Err(Error::Shape { .. })));
+        let many = Tensor::zeros((1, 8), DType::F32, &Device::Cpu).unwrap();
+        let most = many.broadcast_as(((1 << 32) - 1, 8)).unwrap();
+        assert_eq!(rows(&most), Rows { counts: [1, 1, (1 << 32) - 1], strides: [0; 3] });
+        let many = many.broadcast_as((1 << 32, 8)).unwrap();
+        assert!(matches!(Rows::of("op", "x", &many), Err(Error::Range { .. })));
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub fn plan<'a>(x: &'a Tensor, weight: &'a Tensor, eps: f64) -> Result<Plan<'a>>
     };
     expect(OP, "weight", weight, DType::F32, &[d])?;
     let entry = format!("rms_norm_{}", suffix(OP, x.dtype())?);
-    let n: usize = x.dims().iter().rev().skip(1).product();
+    let n = rows.count();
     let (grid, block) = by_rows(OP, x.dtype(), n, d)?;
     let call = (n * d > 0).then(|| Call {
         module: "rms_norm",

@@ -33,7 +33,7 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor, offsets: &Tensor) -> Resul
 /// # Errors
 ///
 /// [`Error::Shape`], [`Error::DType`], [`Error::NonContiguous`], [`Error::Range`] for a dtype that
-/// kernels do not store or too many tokens.
+/// kernels do not store, too many tokens or too large ones.
 pub fn plan<'a>(
     x: &'a Tensor,
     cos: &'a Tensor,
@@ -54,6 +54,15 @@ pub fn plan<'a>(
     expect(OP, "cos", cos, DType::F32, &[n_pos, half])?;
     expect(OP, "sin", sin, DType::F32, &[n_pos, half])?;
     expect(OP, "offsets", offsets, DType::U32, &[b])?;
+    let most = u32::MAX as usize;
+    if h.saturating_mul(d) > most {
+        return Err(Error::range(
+            OP,
+            "the size of a token",
+            format!("at most {most}"),
+            h.saturating_mul(d),
+        ));
+    }
     let entry = format!("rotary_{}", suffix(OP, x.dtype())?);
     let packs = h.saturating_mul(half) * x.dtype().size_in_bytes() / PACK_BYTES;
     let threads = packs.clamp(1, MAX_THREADS).next_multiple_of(WARP) as u32;

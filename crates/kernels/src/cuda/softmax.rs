@@ -38,7 +38,7 @@ pub fn plan(x: &Tensor) -> Result<Plan<'_>> {
         return Err(Error::shape(OP, "x", "[.., d]", x.dims()));
     };
     let entry = format!("softmax_{}", suffix(OP, x.dtype())?);
-    let n: usize = x.dims().iter().rev().skip(1).product();
+    let n = rows.count();
     let (grid, block) = by_rows(OP, x.dtype(), n, d)?;
     let call = (n * d > 0).then(|| Call {
         module: "softmax",
