@@ -246,13 +246,13 @@ fn write<'a>(
 
 const STORED: &str = "bf16, f16, f32 or u32";
 
-fn slice<T: CudaDType>(op: &'static str, storage: &CudaStorage) -> Result<&CudaSlice<T>> {
+fn slice<'a, T: CudaDType>(op: &'static str, storage: &'a CudaStorage) -> Result<&'a CudaSlice<T>> {
     storage.as_cuda_slice().map_err(Error::candle(op))
 }
 
-fn slice_mut<T: CudaDType>(
+fn slice_mut<'a, T: CudaDType>(
     op: &'static str,
-    storage: &mut CudaStorage,
-) -> Result<&mut CudaSlice<T>> {
+    storage: &'a mut CudaStorage,
+) -> Result<&'a mut CudaSlice<T>> {
     storage.as_cuda_slice_mut().map_err(Error::candle(op))
 }
