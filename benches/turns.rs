@@ -157,17 +157,22 @@ fn main() {
             "spectral" => spectral(&[(Preset::Controlled, Exactness::Iterative)]),
             "spectral+paper" => spectral(&[
                 (Preset::Controlled, Exactness::Iterative),
-                (Preset::Paper, Exactness::Dense),
+                (Preset::Paper, Exactness::DenseF32),
             ]),
-            "exact" => spectral(&[(Preset::Controlled, Exactness::Dense)]),
-            "dense" => {
+            "exact" => spectral(&[(Preset::Controlled, Exactness::DenseF32)]),
+            "exact-f64" => spectral(&[(Preset::Controlled, Exactness::DenseF64)]),
+            "dense" | "dense-f32" => {
+                let exactness = match work {
+                    "dense" => Exactness::DenseF64,
+                    _ => Exactness::DenseF32,
+                };
                 let pattern = patterns(1).remove(0);
                 let pattern = Tensor::from_vec(pattern, (1, size, size), &Device::Cpu).unwrap();
                 let mut uniform = numbers(99);
                 let signal = (0..size * D_MODEL).map(|_| uniform() as f32 - 0.5).collect();
                 let signal = Tensor::from_vec(signal, (size, D_MODEL), &Device::Cpu).unwrap();
                 let source = Source { request: 0, layer: 0 };
-                let runs = runs(&[(Preset::Paper, Exactness::Dense)]);
+                let runs = runs(&[(Preset::Paper, exactness)]);
                 let lanczos = LanczosOptions::default();
                 timed(&mut || {
                     black_box(spectra(source, &pattern, &[0], &signal, &runs, &lanczos).unwrap());

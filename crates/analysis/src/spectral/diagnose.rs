@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use hooks::{HookPoint, Site};
 use kernels::adjacency::Adjacency;
 use kernels::attention::{AttentionFactors, RecomputedGraph};
-use kernels::eigh::Eigen;
+use kernels::eigh::{Eigen, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes_and_vector};
@@ -64,8 +64,8 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Numerics
-/// `f64`, from the `f32` weights of the graph on. The bits do not depend on the
-/// number of threads.
+/// `f64`, from the `f32` weights of the graph on, but for whole spectra under
+/// [`Exactness::DenseF32`]. The bits do not depend on the number of threads.
 ///
 /// # Errors
 /// [`Error::Captured`] for a number that cannot be, [`Error::Shape`],
@@ -302,25 +302,29 @@ fn diagnose<G: Measured>(
         });
     }
     let failed = kernel_error(source);
-    let (ends, eigen) = match exactness {
-        Exactness::Iterative => (Ends::iterative(&operator, lanczos).map_err(failed)?, None),
-        Exactness::Dense => {
-            let eigen = G::eigen(&operator).map_err(failed)?;
-            (Ends::dense(&operator, &eigen).map_err(failed)?, Some(eigen))
-        }
-    };
     let (energy, dirichlet) =
         G::energies(&operator, &prepared.signal, &prepared.shared).map_err(failed)?;
     let moments = operator.spectrum_moments();
-    let whole = match &eigen {
-        None => Whole::absent(&operator, &prepared.probes, energy, dirichlet),
-        Some(eigen) => prepared
-            .signal
-            .in_coordinates_of(&operator)
-            .and_then(|signal| Whole::new(run.preset, eigen, &signal)),
+    let (ends, eigenvalues, whole) = match exactness {
+        Exactness::Iterative => {
+            let ends = Ends::iterative(&operator, lanczos).map_err(failed)?;
+            let whole = Whole::absent(&operator, &prepared.probes, energy, dirichlet);
+            (ends, None, whole.map_err(failed)?)
+        }
+        Exactness::DenseF32 | Exactness::DenseF64 => {
+            let stored = graph.stored().map_err(failed)?;
+            let operator = LaplacianOperator::new(&*stored, laplacian);
+            let solved = match exactness {
+                Exactness::DenseF64 => solve_f64(run.preset, &operator, &prepared.signal),
+                _ => solve_f32(run.preset, &operator, &prepared.signal, lanczos),
+            };
+            let (ends, values, whole) = solved.map_err(failed)?;
+            (ends, Some(values), whole)
+        }
     };
-    let whole = whole.map_err(failed)?;
-    let kept = keep.take(*head, &operator, eigen.as_ref(), &ends.fiedler_vector).map_err(failed)?;
+    let kept = keep
+        .take(*head, &operator, eigenvalues.as_deref(), &ends.fiedler_vector)
+        .map_err(failed)?;
 
     let mut nulls = Vec::new();
     let mut column = |name, value: Column| match value {
@@ -412,6 +416,28 @@ fn undefined(null: Null) -> NullReason {
 
 fn kernel_error(source: Source) -> impl Fn(kernels::Error) -> Error + Copy {
     move |error| Error::Kernel { layer: source.layer, request: source.request, source: error }
+}
+
+/// Ends, eigenvalues and what follows from them and the eigenvectors.
+type Solved = kernels::Result<(Ends, Vec<f64>, Whole)>;
+
+fn solve_f64(preset: Preset, operator: &LaplacianOperator<'_>, signal: &Signal) -> Solved {
+    let eigen = eigh(&operator.dense()?, operator.n_nodes())?;
+    let energies = signal::mode_energies(&eigen, &*signal.in_coordinates_of(operator)?)?;
+    let whole = Whole::new(preset, eigen.values(), eigen.rounding(), &energies)?;
+    Ok((Ends::dense(operator, &eigen)?, eigen.values().to_vec(), whole))
+}
+
+fn solve_f32(
+    preset: Preset,
+    operator: &LaplacianOperator<'_>,
+    signal: &Signal,
+    lanczos: &LanczosOptions,
+) -> Solved {
+    let eigen = eigh(&operator.dense_in::<f32>()?, operator.n_nodes())?;
+    let energies = signal::mode_energies_f32(&eigen, &*signal.in_coordinates_of(operator)?)?;
+    let whole = Whole::new(preset, eigen.values(), eigen.rounding(), &energies)?;
+    Ok((Ends::iterative(operator, lanczos)?, eigen.values().to_vec(), whole))
 }
 
 /// Both ends of a spectrum, however found.
@@ -513,14 +539,17 @@ impl Whole {
         })
     }
 
-    fn new(preset: Preset, eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
-        let (values, energies) = (eigen.values(), signal::mode_energies(eigen, signal)?);
+    /// From eigenvalues, what they may be wrong by, and the energies of their modes.
+    fn new(
+        preset: Preset,
+        values: &[f64],
+        rounding: f64,
+        energies: &[f64],
+    ) -> kernels::Result<Self> {
         let (retained, first) = match preset {
-            Preset::Controlled | Preset::Paper => {
-                (Cow::Borrowed(&energies[..]), energies.len() / 2)
-            }
+            Preset::Controlled | Preset::Paper => (Cow::Borrowed(energies), energies.len() / 2),
             Preset::Library03 => {
-                let retained = signal::outer_modes(&energies, LIBRARY_ENDS);
+                let retained = signal::outer_modes(energies, LIBRARY_ENDS);
                 let first = 9 * retained.len() / 10;
                 (Cow::Owned(retained), first)
             }
@@ -528,18 +557,19 @@ impl Whole {
         let entropy = signal::spectral_entropy(&retained);
         let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, retained.len()));
         let heat = |time| {
-            let value = heat_energy(values, &energies, time).map_err(undefined)?;
+            let value = heat_energy(values, energies, time).map_err(undefined)?;
             Ok(Estimate { value, error: 0.0 })
         };
-        let spacings = signal::spacing_ratio(values);
+        let spacings = signal::spacing_ratio(values, rounding);
         Ok(Self {
             modes_retained: Some(retained.len()),
             hfer: signal::energy_share_of_modes(&retained, first).map_err(undefined),
-            hfer_at_1: signal::energy_share_from(values, &energies, HFER_CUT).map_err(undefined),
+            hfer_at_1: signal::energy_share_from(values, energies, HFER_CUT, rounding)
+                .map_err(undefined),
             heat: HEAT_TIMES.map(heat),
             spectral_entropy: entropy.map_err(undefined),
             spectral_entropy_normalized: normalized.map_err(undefined),
-            eigenvalue_entropy: signal::eigenvalue_entropy(values)?.map_err(undefined),
+            eigenvalue_entropy: signal::eigenvalue_entropy(values, rounding)?.map_err(undefined),
             spacing_ratio: spacings.mean.map_err(undefined),
             spacing_zero_pairs: Some(spacings.n_zero_pairs),
         })

@@ -65,13 +65,14 @@ pub struct SpectralRow {
     pub fiedler: Option<f64>,
     /// `‖Lv − λv‖` of its unit vector: some eigenvalue is this close.
     pub fiedler_residual: Option<f64>,
-    /// Whether two random starts agreed on the Fiedler value; `None` if dense.
+    /// Whether two random starts agreed on the Fiedler value; `None` under
+    /// [`Exactness::DenseF64`].
     pub fiedler_seeds_agree: Option<bool>,
     /// Largest eigenvalue.
     pub lambda_max: Option<f64>,
     /// `‖Lv − λv‖` of its unit vector.
     pub lambda_max_residual: Option<f64>,
-    /// Steps of the iterative solver; `None` if dense.
+    /// Steps of the iterative solver; `None` under [`Exactness::DenseF64`].
     pub steps: Option<usize>,
     /// Whether the residuals reached the tolerance. If not, the values are the
     /// best found, still within their residuals of some eigenvalue.

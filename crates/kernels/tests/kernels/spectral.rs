@@ -363,7 +363,7 @@ fn heat_energies_against_the_power_series() {
                 let rounding = n as f64 * f64::EPSILON * values[n - 1].max(0.0);
                 for cut in [0.0, 0.5, 1.0] {
                     let expected = reference::energy_share_from(values, &energies, cut, rounding);
-                    let got = signal::energy_share_from(values, &energies, cut).unwrap();
+                    let got = signal::energy_share_from(values, &energies, cut, rounding).unwrap();
                     close(&name, got, expected, 1e-14);
                     assert!(cut > 0.0 || got == 1.0, "{name}: {got}");
                 }
@@ -430,7 +430,7 @@ fn heat_energies_that_do_not_exist() {
     let three = Probes::new(&Signal::new(vec![1.0; 3], 3, 1).unwrap(), 1);
     assert!(heat_estimates(&operator, &three, 3.0, 0.0, [1.0]).is_err());
     assert_eq!(heat_energy(&[0.0, 1.0], &[0.0, 0.0], 1.0), Err(Null::ZeroSignal));
-    assert_eq!(signal::energy_share_from(&[0.0], &[0.0], 1.0), Err(Null::ZeroSignal));
+    assert_eq!(signal::energy_share_from(&[0.0], &[0.0], 1.0, 0.0), Err(Null::ZeroSignal));
     let empty = graph_of(&[0.0; 4], 2);
     let operator = LaplacianOperator::new(&empty, Laplacian::Combinatorial);
     let [still] = heat_estimates(&operator, &probes, 2.0, 0.0, [3.0]).unwrap();
@@ -661,26 +661,31 @@ fn quadratures_that_do_not_exist() {
     }
 }
 
+fn spacings(operator: &LaplacianOperator<'_>) -> signal::SpacingRatio {
+    let eigen = eigh(&operator.dense().unwrap(), operator.n_nodes()).unwrap();
+    signal::spacing_ratio(eigen.values(), eigen.rounding())
+}
+
 #[test]
 fn spacing_ratios() {
     use std::f64::consts::{LN_2, PI};
     let ladder: Vec<f64> = (0..50).map(|k| 0.25 * f64::from(k)).collect();
-    assert_eq!(signal::spacing_ratio(&ladder).mean, Ok(1.0));
-    assert_eq!(signal::spacing_ratio(&[0.0, 1.0]).mean, Err(Null::TooFewNodes));
-    assert_eq!(signal::spacing_ratio(&[]).mean, Err(Null::TooFewNodes));
-    let same = signal::spacing_ratio(&[0.0; 5]);
+    assert_eq!(signal::spacing_ratio(&ladder, 0.0).mean, Ok(1.0));
+    assert_eq!(signal::spacing_ratio(&[0.0, 1.0], 0.0).mean, Err(Null::TooFewNodes));
+    assert_eq!(signal::spacing_ratio(&[], 0.0).mean, Err(Null::TooFewNodes));
+    let same = signal::spacing_ratio(&[0.0; 5], 0.0);
     assert_eq!((same.mean, same.n_zero_pairs), (Err(Null::ZeroSpacings), 3));
 
     // A cycle's levels come in pairs: every spacing of 0 stands between two others.
     let n = 9;
     let cycle = graph_of(&edges(n, (0..n).map(|i| (i, (i + 1) % n))), n);
     let operator = LaplacianOperator::new(&cycle, Laplacian::SymmetricNormalized);
-    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    let found = spacings(&operator);
     assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.0), 0));
     // A complete graph has one level besides 0.
     let complete = graph_of(&edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j)))), n);
     let operator = LaplacianOperator::new(&complete, Laplacian::Combinatorial);
-    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    let found = spacings(&operator);
     assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.0), n - 3));
     // A path's levels are 2 − 2 cos(πk/n).
     let path = graph_of(&edges(n, (1..n).map(|i| (i - 1, i))), n);
@@ -689,22 +694,22 @@ fn spacing_ratios() {
     let spacing = |k: usize| level(k + 1) - level(k);
     let ratio = |k: usize| (spacing(k) / spacing(k + 1)).min(spacing(k + 1) / spacing(k));
     let expected = (0..n - 2).map(ratio).sum::<f64>() / (n - 2) as f64;
-    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    let found = spacings(&operator);
     close("path", found.mean.unwrap(), expected, 1e-13);
 
     // Independent levels: 2 ln 2 − 1, within four standard errors.
     let mut random = Random::new(23);
     let mut levels: Vec<f64> = (0..20_000).map(|_| random.uniform()).collect();
     levels.sort_by(f64::total_cmp);
-    close("independent", signal::spacing_ratio(&levels).mean.unwrap(), 2.0 * LN_2 - 1.0, 0.01);
+    close("independent", signal::spacing_ratio(&levels, 0.0).mean.unwrap(), 2.0 * LN_2 - 1.0, 0.01);
 
     for (name, n, heads) in patterns() {
         let graph = head_mean(&heads, n);
         for kind in KINDS {
             let operator = LaplacianOperator::new(&graph, kind);
             let values = eigenvalues(&operator.dense().unwrap(), n).unwrap();
-            let found = signal::spacing_ratio(&values);
             let rounding = n as f64 * f64::EPSILON * values[n - 1].max(0.0);
+            let found = signal::spacing_ratio(&values, rounding);
             let (mean, zero_pairs) = reference::spacing_ratio(&values, rounding);
             assert_eq!(found.n_zero_pairs, zero_pairs, "{name}");
             match found.mean {
@@ -750,7 +755,7 @@ fn permuting_tokens_changes_nothing() {
                 signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap(),
                 signal::high_frequency_energy_ratio(&energies).unwrap(),
                 signal::spectral_entropy(&energies).unwrap(),
-                signal::eigenvalue_entropy(eigen.values()).unwrap().unwrap(),
+                signal::eigenvalue_entropy(eigen.values(), eigen.rounding()).unwrap().unwrap(),
             ]
         };
         let (before, after) = (quantities(&a, &x), quantities(&permuted, &permuted_x));
@@ -848,10 +853,10 @@ fn values_that_do_not_exist() {
     assert_eq!(signal::smoothness(1.0, 2.0, 4.0), Ok(0.875));
     assert_eq!(signal::high_frequency_energy_ratio(&[0.0; 3]), Err(Null::ZeroSignal));
     assert_eq!(signal::over_log_n(0.0, 1), Err(Null::TooFewNodes));
-    assert_eq!(signal::eigenvalue_entropy(&[0.0, 0.0]).unwrap(), Err(Null::ZeroSpectrum));
-    assert_eq!(signal::eigenvalue_entropy(&[-1e-17, 1.0]).unwrap(), Ok(0.0));
-    assert!(signal::eigenvalue_entropy(&[-1e-3, 1.0]).is_err());
-    assert!(signal::eigenvalue_entropy(&[f64::NAN, 1.0]).is_err());
+    assert_eq!(signal::eigenvalue_entropy(&[0.0, 0.0], 0.0).unwrap(), Err(Null::ZeroSpectrum));
+    assert_eq!(signal::eigenvalue_entropy(&[-1e-17, 1.0], 1e-15).unwrap(), Ok(0.0));
+    assert!(signal::eigenvalue_entropy(&[-1e-3, 1.0], 1e-15).is_err());
+    assert!(signal::eigenvalue_entropy(&[f64::NAN, 1.0], 1e-15).is_err());
 }
 
 #[test]
