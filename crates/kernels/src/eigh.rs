@@ -32,8 +32,8 @@ pub trait Real: sealed::Sealed + RealField + Copy + Default + Into<f64> + Send +
     ///
     /// # Numerics
     /// `n ε λ_max` in `f64`. In `f32` so much would be as wide as the gaps of a spectrum of
-    /// some hundred values, and it is `2 √n ε λ_max`, after the rounding errors' root mean
-    /// square: a few times what is seen, and no bound.
+    /// some hundred values, and it is `2 (√n + 4) ε λ_max`: rounding errors add up like the
+    /// steps of a random walk. It is some times what is seen, and no bound.
     fn rounding(n: usize, largest: f64) -> f64;
 
     /// Rounded to the type.
@@ -62,7 +62,7 @@ impl Real for f32 {
     const NAME: &'static str = "f32";
 
     fn rounding(n: usize, largest: f64) -> f64 {
-        2.0 * (n as f64).sqrt() * f64::from(f32::EPSILON) * largest
+        2.0 * ((n as f64).sqrt() + 4.0) * f64::from(f32::EPSILON) * largest
     }
 
     fn of(value: f64) -> Self {

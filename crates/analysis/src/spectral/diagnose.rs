@@ -1,7 +1,7 @@
 //! From a pattern and a signal to rows.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -228,7 +228,9 @@ pub(super) fn finish<'s, G: Measured>(
 ) -> Result<Vec<SpectralRow>> {
     let prepared: Vec<(Preset, Prepared<G::Shared>)> = presets(graphs)
         .map(|preset| {
-            let prepared = Prepared::new(preset, signal(preset)?, G::share);
+            let of_preset = graphs.iter().filter(|graph| graph.run.preset == preset);
+            let solvers = of_preset.map(|graph| graph.graph.exactness(&graph.run)).collect();
+            let prepared = Prepared::new(preset, signal(preset)?, &solvers, G::share);
             Ok((preset, prepared.map_err(kernel_error(source))?))
         })
         .collect::<Result<_>>()?;
@@ -249,8 +251,10 @@ const PROBE_SEED: u64 = 3;
 struct Prepared<S> {
     n_tokens: usize,
     signal: Signal,
-    shared: S,
-    probes: Probes,
+    /// `None` where every graph is solved in `f64`: its modes have the energies.
+    shared: Option<S>,
+    /// `None` where every graph is solved densely.
+    probes: Option<Probes>,
     zero_rows: usize,
 }
 
@@ -258,6 +262,7 @@ impl<S> Prepared<S> {
     fn new(
         preset: Preset,
         signal: &Signal,
+        solvers: &BTreeSet<Exactness>,
         share: impl Fn(&Signal) -> kernels::Result<S>,
     ) -> kernels::Result<Self> {
         let n_tokens = signal.n_nodes();
@@ -273,8 +278,14 @@ impl<S> Prepared<S> {
         };
         Ok(Self {
             n_tokens,
-            shared: share(&signal)?,
-            probes: Probes::new(&signal, PROBE_SEED),
+            shared: solvers
+                .iter()
+                .any(|solver| *solver != Exactness::DenseF64)
+                .then(|| share(&signal))
+                .transpose()?,
+            probes: solvers
+                .contains(&Exactness::Iterative)
+                .then(|| Probes::new(&signal, PROBE_SEED)),
             zero_rows,
             signal,
         })
@@ -302,26 +313,30 @@ fn diagnose<G: Measured>(
         });
     }
     let failed = kernel_error(source);
-    let (energy, dirichlet) =
-        G::energies(&operator, &prepared.signal, &prepared.shared).map_err(failed)?;
+    let signal = &prepared.signal;
+    let energies = || match &prepared.shared {
+        Some(shared) => G::energies(&operator, signal, shared),
+        None => G::energies(&operator, signal, &G::share(signal)?),
+    };
     let moments = operator.spectrum_moments();
-    let (ends, eigenvalues, whole) = match exactness {
-        Exactness::Iterative => {
-            let ends = Ends::iterative(&operator, lanczos).map_err(failed)?;
-            let whole = Whole::absent(&operator, &prepared.probes, energy, dirichlet);
-            (ends, None, whole.map_err(failed)?)
-        }
-        Exactness::DenseF32 | Exactness::DenseF64 => {
-            let stored = graph.stored().map_err(failed)?;
-            let operator = LaplacianOperator::new(&*stored, laplacian);
-            let solved = match exactness {
-                Exactness::DenseF64 => solve_f64(run.preset, &operator, &prepared.signal),
-                _ => solve_f32(run.preset, &operator, &prepared.signal, lanczos),
-            };
-            let (ends, values, whole) = solved.map_err(failed)?;
-            (ends, Some(values), whole)
+    let solved = match exactness {
+        Exactness::Iterative => energies().and_then(|energies| {
+            let probes = prepared
+                .probes
+                .as_ref()
+                .map_or_else(|| Cow::Owned(Probes::new(signal, PROBE_SEED)), Cow::Borrowed);
+            let whole = Whole::absent(&operator, &probes, energies)?;
+            let ends = Ends::iterative(&operator, lanczos)?;
+            Ok(Solved { ends, energies, eigenvalues: None, whole })
+        }),
+        Exactness::DenseF32 => energies()
+            .and_then(|energies| Solved::in_f32(run, &*graph.stored()?, signal, energies, lanczos)),
+        Exactness::DenseF64 => {
+            graph.stored().and_then(|stored| Solved::in_f64(run, &stored, signal))
         }
     };
+    let Solved { ends, energies: (energy, dirichlet), eigenvalues, whole } =
+        solved.map_err(failed)?;
     let kept = keep
         .take(*head, &operator, eigenvalues.as_deref(), &ends.fiedler_vector)
         .map_err(failed)?;
@@ -418,26 +433,52 @@ fn kernel_error(source: Source) -> impl Fn(kernels::Error) -> Error + Copy {
     move |error| Error::Kernel { layer: source.layer, request: source.request, source: error }
 }
 
-/// Ends, eigenvalues and what follows from them and the eigenvectors.
-type Solved = kernels::Result<(Ends, Vec<f64>, Whole)>;
-
-fn solve_f64(preset: Preset, operator: &LaplacianOperator<'_>, signal: &Signal) -> Solved {
-    let eigen = eigh(&operator.dense()?, operator.n_nodes())?;
-    let energies = signal::mode_energies(&eigen, &*signal.in_coordinates_of(operator)?)?;
-    let whole = Whole::new(preset, eigen.values(), eigen.rounding(), &energies)?;
-    Ok((Ends::dense(operator, &eigen)?, eigen.values().to_vec(), whole))
+/// What is found of a graph and the signal on it.
+struct Solved {
+    ends: Ends,
+    /// `‖X‖²` and `Tr(XᵀLX)`.
+    energies: (f64, f64),
+    /// All of them, if dense.
+    eigenvalues: Option<Vec<f64>>,
+    whole: Whole,
 }
 
-fn solve_f32(
-    preset: Preset,
-    operator: &LaplacianOperator<'_>,
-    signal: &Signal,
-    lanczos: &LanczosOptions,
-) -> Solved {
-    let eigen = eigh(&operator.dense_in::<f32>()?, operator.n_nodes())?;
-    let energies = signal::mode_energies_f32(&eigen, &*signal.in_coordinates_of(operator)?)?;
-    let whole = Whole::new(preset, eigen.values(), eigen.rounding(), &energies)?;
-    Ok((Ends::iterative(operator, lanczos)?, eigen.values().to_vec(), whole))
+impl Solved {
+    /// The two ends by Lanczos, all else that takes eigenvectors in `f32`.
+    fn in_f32(
+        run: &Run,
+        graph: &SymmetricGraph,
+        signal: &Signal,
+        energies: (f64, f64),
+        lanczos: &LanczosOptions,
+    ) -> kernels::Result<Self> {
+        let operator = LaplacianOperator::new(graph, run.laplacian);
+        let eigen = eigh(&operator.dense_in::<f32>()?, operator.n_nodes())?;
+        let modes = signal::mode_energies_f32(&eigen, &*signal.in_coordinates_of(&operator)?)?;
+        let mut whole = Whole::new(run.preset, eigen.values(), eigen.rounding(), &modes)?;
+        // Levels that coincide are not told from those that are nearer than the rounding.
+        if whole.spacing_zero_pairs.is_some_and(|pairs| pairs > 0) {
+            whole.spacing_ratio = Err(NullReason::NeedsDouble);
+            whole.spacing_zero_pairs = None;
+        }
+        let ends = Ends::iterative(&operator, lanczos)?;
+        Ok(Self { ends, energies, eigenvalues: Some(eigen.values().to_vec()), whole })
+    }
+
+    /// All from the modes: `‖X‖² = Σ e_k`, `Tr(XᵀLX) = Σ λ_k e_k`.
+    fn in_f64(run: &Run, graph: &SymmetricGraph, signal: &Signal) -> kernels::Result<Self> {
+        let operator = LaplacianOperator::new(graph, run.laplacian);
+        let eigen = eigh(&operator.dense()?, operator.n_nodes())?;
+        let modes = signal::mode_energies(&eigen, &*signal.in_coordinates_of(&operator)?)?;
+        let whole = Whole::new(run.preset, eigen.values(), eigen.rounding(), &modes)?;
+        let dirichlet = eigen.values().iter().zip(&modes).map(|(value, e)| value * e).sum();
+        Ok(Self {
+            ends: Ends::dense(&operator, &eigen)?,
+            energies: (modes.iter().sum(), dirichlet),
+            eigenvalues: Some(eigen.values().to_vec()),
+            whole,
+        })
+    }
 }
 
 /// Both ends of a spectrum, however found.
@@ -514,8 +555,7 @@ impl Whole {
     fn absent<G: Measured>(
         operator: &LaplacianOperator<'_, G>,
         probes: &Probes,
-        energy: f64,
-        dirichlet: f64,
+        (energy, dirichlet): (f64, f64),
     ) -> kernels::Result<Self> {
         let longest = HEAT_TIMES.iter().fold(0.0_f64, |longest, time| longest.max(*time));
         let heat = if energy <= 0.0 {

@@ -102,13 +102,14 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
             "spacing_ratio",
             F64,
             "",
-            "mean of min/max of neighbouring spacings of eigenvalues; null without a dense spectrum",
+            "mean of min/max of neighbouring spacings of eigenvalues; null without a dense \
+             spectrum, and where f32 does not resolve it",
         ),
         ColumnSpec::optional(
             "spacing_zero_pairs",
             U32,
             "",
-            "pairs of spacings left out of it, both being 0; null without a dense spectrum",
+            "pairs of spacings left out of it, both being 0; null where it is not resolved",
         ),
         ColumnSpec::required("isolated_nodes", U32, "tokens", "nodes of degree 0"),
         ColumnSpec::required("zero_rows", U32, "tokens", "rows of the signal excluded as zero"),

@@ -721,6 +721,102 @@ fn spacing_ratios() {
 }
 
 #[test]
+fn spectra_in_f32_against_f64() {
+    let mut random = Random::new(37);
+    let d = 5;
+    for (name, n, heads) in patterns() {
+        for kind in [KINDS[0], KINDS[1], Laplacian::RandomWalk] {
+            let graph = head_mean(&heads, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let what = format!("{name}, {kind}");
+            let double = eigh(&operator.dense().unwrap(), n).unwrap();
+            let single = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
+            let apart = single.rounding();
+            for (got, expected) in single.values().iter().zip(double.values()) {
+                close(&what, *got, *expected, apart);
+            }
+            let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+            let signal = Signal::new(x, n, d).unwrap();
+            let signal = signal.in_coordinates_of(&operator).unwrap();
+            let energy = signal.energy();
+            let modes = signal::mode_energies(&double, &signal).unwrap();
+            let modes_f32 = signal::mode_energies_f32(&single, &signal).unwrap();
+            let (mut sum, mut expected) = (0.0, 0.0);
+            for k in 0..n {
+                sum += modes_f32[k];
+                expected += modes[k];
+                let gap =
+                    double.values().get(k + 1).map_or(f64::INFINITY, |v| v - double.values()[k]);
+                // Spaces turn by no more than what moved the matrix over the gap (Davis, Kahan).
+                if gap > 10.0 * apart {
+                    close(&what, sum, expected, (2.0 * apart / gap + 1e-5) * energy);
+                }
+            }
+            close(&what, sum, energy, 1e-5 * energy);
+            for time in TIMES {
+                let expected = heat_energy(double.values(), &modes, time).unwrap();
+                let got = heat_energy(single.values(), &modes_f32, time).unwrap();
+                close(&what, got, expected, time * apart + 1e-5);
+            }
+            let entropy = |values: &[f64], rounding: f64| {
+                signal::eigenvalue_entropy(values, rounding).unwrap()
+            };
+            match entropy(double.values(), double.rounding()) {
+                Ok(expected) => {
+                    close(&what, entropy(single.values(), apart).unwrap(), expected, 2e-5);
+                }
+                null => assert_eq!(entropy(single.values(), apart), null, "{what}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn levels_that_coincide_do_so_in_f32() {
+    for n in [3usize, 9, 64, 300] {
+        let complete = edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j))));
+        let star = edges(n, (1..n).map(|i| (0, i)));
+        let cycle = edges(n, (0..n).map(|i| (i, (i + 1) % n)));
+        for (name, pattern) in [("complete", complete), ("star", star), ("cycle", cycle)] {
+            let graph = graph_of(&pattern, n);
+            for kind in KINDS {
+                let operator = LaplacianOperator::new(&graph, kind);
+                let eigen = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
+                let found = signal::spacing_ratio(eigen.values(), eigen.rounding());
+                let expected = spacings(&operator);
+                assert_eq!(found.n_zero_pairs, expected.n_zero_pairs, "{name}, {n}, {kind}");
+                close(name, found.mean.unwrap(), expected.mean.unwrap(), 1e-3);
+            }
+        }
+    }
+}
+
+#[test]
+fn modes_in_f32_neither_overflow_nor_vanish() {
+    let mut random = Random::new(41);
+    let (n, d) = (33, 3);
+    let graph = graph_of(&attention_like(&mut random, n, 2.0, 3.0), n);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let eigen = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
+    let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+    let energies = |factor: f64| {
+        let x = x.iter().map(|v| v * factor).collect();
+        signal::mode_energies_f32(&eigen, &Signal::new(x, n, d).unwrap()).unwrap()
+    };
+    let plain = energies(1.0);
+    for exponent in [-400, 400] {
+        let factor = 2.0_f64.powi(exponent);
+        for (got, plain) in energies(factor).iter().zip(&plain) {
+            assert_eq!(*got, plain * factor * factor);
+        }
+    }
+    assert_eq!(energies(0.0), vec![0.0; n]);
+    let other = Signal::new(vec![1.0; 3], 3, 1).unwrap();
+    assert!(signal::mode_energies_f32(&eigen, &other).is_err());
+    assert!(matches!(eigh(&[1.0, f32::NAN, 0.0, 1.0], 2), Err(Error::NonFinite { .. })));
+}
+
+#[test]
 fn permuting_tokens_changes_nothing() {
     let mut random = Random::new(5);
     let (n, d) = (37, 4);
@@ -813,10 +909,12 @@ fn the_number_of_threads_changes_no_bit() {
         let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
         let signal = Signal::new(x.clone(), n, d).unwrap();
         let eigen = eigh(&operator.dense().unwrap(), n).unwrap();
+        let single = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
         (
             found(&graph, Laplacian::SymmetricNormalized),
             signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap(),
             signal::mode_energies(&eigen, &signal).unwrap(),
+            signal::mode_energies_f32(&single, &signal).unwrap(),
         )
     };
     let run = |threads| {
