@@ -101,6 +101,41 @@ fn runs(presets: &[(Preset, Exactness)]) -> Vec<Run> {
         .collect()
 }
 
+/// Median and largest difference of every column between whole spectra in f32 and in f64.
+fn errors(model: &Model, batch: &Batch) -> serde_json::Value {
+    let rows = [Exactness::DenseF32, Exactness::DenseF64].map(|exactness| {
+        let runs = runs(&Preset::ALL.map(|preset| (preset, exactness)));
+        let mut sink = SpectralSink::new(SpectralOptions { runs, ..Default::default() });
+        model.run(batch, &mut sink).unwrap();
+        sink.take().spectral
+    });
+    let mut found = serde_json::Map::new();
+    for preset in Preset::ALL {
+        let mut of = std::collections::BTreeMap::<&str, Vec<f64>>::new();
+        for (single, double) in rows[0].iter().zip(&rows[1]) {
+            if double.preset != preset {
+                continue;
+            }
+            let pairs = single.measures().into_iter().zip(double.measures());
+            for ((name, single), (_, double)) in pairs {
+                // Null in f32 alone: not resolved.
+                if let (Some(single), Some(double)) = (single, double) {
+                    of.entry(name).or_default().push((single - double).abs());
+                }
+            }
+        }
+        for (name, mut apart) in of {
+            apart.sort_by(f64::total_cmp);
+            let summary = [apart[apart.len() / 2], apart[apart.len() - 1]];
+            found.insert(
+                format!("{preset:?} {name} of {}", apart.len()),
+                summary.map(|v| format!("{v:.1e}")).to_vec().into(),
+            );
+        }
+    }
+    found.into()
+}
+
 /// CPU seconds of this process, in steps of 10 ms.
 fn cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
@@ -144,6 +179,10 @@ fn main() {
             LazyCell::force(&model);
             timed(&mut || model.run(&batch, &mut Drop(beside)).unwrap())
         };
+        if work == "f32-errors" {
+            println!("{}", errors(&model, &batch(size)));
+            continue;
+        }
         let mut patterns = |count: usize| {
             if prepared.as_ref().is_none_or(|(n, held)| *n != size || held.len() < count) {
                 prepared =
@@ -157,17 +196,22 @@ fn main() {
             "spectral" => spectral(&[(Preset::Controlled, Exactness::Iterative)]),
             "spectral+paper" => spectral(&[
                 (Preset::Controlled, Exactness::Iterative),
-                (Preset::Paper, Exactness::Dense),
+                (Preset::Paper, Exactness::DenseF32),
             ]),
-            "exact" => spectral(&[(Preset::Controlled, Exactness::Dense)]),
-            "dense" => {
+            "exact" => spectral(&[(Preset::Controlled, Exactness::DenseF32)]),
+            "exact-f64" => spectral(&[(Preset::Controlled, Exactness::DenseF64)]),
+            "dense" | "dense-f32" => {
+                let exactness = match work {
+                    "dense" => Exactness::DenseF64,
+                    _ => Exactness::DenseF32,
+                };
                 let pattern = patterns(1).remove(0);
                 let pattern = Tensor::from_vec(pattern, (1, size, size), &Device::Cpu).unwrap();
                 let mut uniform = numbers(99);
                 let signal = (0..size * D_MODEL).map(|_| uniform() as f32 - 0.5).collect();
                 let signal = Tensor::from_vec(signal, (size, D_MODEL), &Device::Cpu).unwrap();
                 let source = Source { request: 0, layer: 0 };
-                let runs = runs(&[(Preset::Paper, Exactness::Dense)]);
+                let runs = runs(&[(Preset::Paper, exactness)]);
                 let lanczos = LanczosOptions::default();
                 timed(&mut || {
                     black_box(spectra(source, &pattern, &[0], &signal, &runs, &lanczos).unwrap());

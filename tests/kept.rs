@@ -46,7 +46,8 @@ fn functionals_of_kept_probes_are_those_of_kept_eigenvalues() {
     let folder = tempfile::tempdir().unwrap();
     let prompts = derivations(folder.path(), 4);
     let out = folder.path().join("run");
-    let keep = ["--exact", "--quadrature=heads", "--probe-steps", "48", "--keep", "eigenvalues"];
+    let keep =
+        ["--exact=f64", "--quadrature=heads", "--probe-steps", "48", "--keep", "eigenvalues"];
     spectral(&prompts, &out, &[&keep[..], &["--preset", "controlled,paper"]].concat()).code(0);
     let spectra = eigenvalues(&out);
     // Four heads and their mean under `controlled`, the mean alone under `paper`.
@@ -165,7 +166,7 @@ fn the_shortest_prompts_have_rows_and_reasons() {
     let folder = tempfile::tempdir().unwrap();
     let ids = folder.path().join("ids.json");
     let out = folder.path().join("run");
-    let keep = ["--quadrature", "--keep", "eigenvalues,fiedler-vectors", "--exact"];
+    let keep = ["--quadrature", "--keep", "eigenvalues,fiedler-vectors", "--exact=f64"];
     let words = |ids: &Path, out: &Path| {
         let fixed = ["spectral", "--quiet", "--model", "tiny-mixtral", "--token-ids"];
         let paths = [ids.to_owned(), "--out".into(), out.to_owned()];

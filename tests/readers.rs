@@ -21,7 +21,7 @@ fn pyarrow_reads_every_table_of_a_run() {
     let words = [
         "spectral",
         "--quiet",
-        "--exact",
+        "--exact=f64",
         "--preset",
         "controlled,paper",
         "--model",
@@ -61,7 +61,7 @@ fn pyarrow_reads_what_is_kept_of_spectra() {
     let words = [
         "spectral",
         "--quiet",
-        "--exact",
+        "--exact=f64",
         "--quadrature=heads",
         "--keep",
         "eigenvalues,fiedler-vectors",

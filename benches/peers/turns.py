@@ -15,6 +15,7 @@ spectral T        transformers, f32, eager, output_attentions and output_hidden_
 spectral+paper T  the same, and the combinatorial spectrum of each layer's mean with mode energies and entropies
 exact T           as spectral; spectral entropies and energy shares too, from the same eigh
 dense N           eigh of one Laplacian, f64, numpy and torch: the faster of the two
+dense-f32 N       the same in f32
 fiedler N         torch.linalg.eigvalsh of 32 Laplacians, f32, as one batch
 """
 
@@ -147,8 +148,9 @@ def main():
             elif work in ("spectral", "spectral+paper", "exact"):
                 model("eager")
                 wall, cpu = timed(lambda: spectral(size, work == "spectral+paper", work == "exact"))
-            elif work == "dense":
-                laplacian = prepared(work, size, lambda: normalized(pattern(size, 0)))
+            elif work in ("dense", "dense-f32"):
+                dtype = np.float64 if work == "dense" else np.float32
+                laplacian = prepared(work, size, lambda: normalized(pattern(size, 0)).astype(dtype))
                 wall, cpu = min(timed(lambda: np.linalg.eigh(laplacian)),
                                 timed(lambda: torch.linalg.eigh(torch.from_numpy(laplacian))))
             elif work == "fiedler":

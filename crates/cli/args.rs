@@ -240,6 +240,15 @@ pub enum Stored {
     Bf16,
 }
 
+/// In what whole spectra are solved.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Precision {
+    /// Single precision.
+    F32,
+    /// Double precision.
+    F64,
+}
+
 #[derive(Args)]
 pub struct SpectralArgs {
     #[command(flatten)]
@@ -253,9 +262,11 @@ pub struct SpectralArgs {
     /// One or several Laplacians, each with its rows under every preset [default: the preset's].
     #[arg(long, value_enum, value_delimiter = ',')]
     pub laplacian: Vec<Laplacian>,
-    /// Dense spectra: HFER and entropies for every graph, under `controlled`, too.
-    #[arg(long)]
-    pub exact: bool,
+    /// Dense spectra: HFER and entropies for every graph, under `controlled`, too. Solved in f32
+    /// with both ends certified in f64; with `--exact=f64` in f64 throughout, in twice the time.
+    /// Presets that are dense anyway follow the same choice.
+    #[arg(long, value_enum, value_name = "PRECISION", num_args = 0..=1, require_equals = true, default_missing_value = "f32")]
+    pub exact: Option<Precision>,
     /// The hidden score of every layer: mean log eigenvalue of the hidden states' Gram matrix.
     #[arg(long)]
     pub hidden_score: bool,

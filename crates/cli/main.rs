@@ -17,10 +17,10 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    Arguments, CaptureOptions, CheckOptions, Fault, Form, FunctionalKind, FunctionalValues,
-    GraphChoice, Graphs, Item, Job, Keep, LabelOptions, Laplacian, ModelChoice, Of, Part, Prefixes,
-    Probing, PromptSource, QuadratureOptions, Special, SpectralOptions, StoredType, Tokenization,
-    WeightDtype, Written,
+    Arguments, CaptureOptions, CheckOptions, Exactness, Fault, Form, FunctionalKind,
+    FunctionalValues, GraphChoice, Graphs, Item, Job, Keep, LabelOptions, Laplacian, ModelChoice,
+    Of, Part, Prefixes, Probing, PromptSource, QuadratureOptions, Special, SpectralOptions,
+    StoredType, Tokenization, WeightDtype, Written,
 };
 use serde::Serialize;
 
@@ -127,7 +127,11 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                         args::Laplacian::RandomWalk => Laplacian::RandomWalk,
                     })
                     .collect(),
-                exact: spectral.exact,
+                exactness: match spectral.exact {
+                    None => Exactness::Iterative,
+                    Some(args::Precision::F32) => Exactness::DenseF32,
+                    Some(args::Precision::F64) => Exactness::DenseF64,
+                },
                 hidden_score: spectral.hidden_score,
                 layers: spectral.run.layers.clone(),
                 heads: spectral.heads.clone(),

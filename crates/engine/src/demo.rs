@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use analysis::contrast::{Contrast, Pair};
-use analysis::spectral::{Keep, Preset};
+use analysis::spectral::{Exactness, Keep, Preset};
 use hooks::{Positions, Selection};
 use runner::{BuiltIn, WeightDtype};
 use serde::{Deserialize, Serialize};
@@ -119,7 +119,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
         spectral: Some(SpectralOptions {
             presets: [Preset::Controlled, Preset::Paper].into(),
             laplacians: BTreeSet::new(),
-            exact: false,
+            exactness: Exactness::Iterative,
             hidden_score: false,
             layers: Selection::All,
             heads: Selection::All,

@@ -26,7 +26,9 @@ mod tables;
 mod tokens;
 mod verdicts;
 
-pub use analysis::spectral::{Graphs, Keep, Laplacian, Part, Preset, Probing, QuadratureOptions};
+pub use analysis::spectral::{
+    Exactness, Graphs, Keep, Laplacian, Part, Preset, Probing, QuadratureOptions,
+};
 pub use candle_core::Device;
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};

@@ -99,7 +99,10 @@ fn options(threshold: &SavedThreshold) -> Result<SpectralOptions> {
     Ok(SpectralOptions {
         presets,
         laplacians,
-        exact: threshold.solver.as_deref() == Some(Exactness::Dense.name()),
+        exactness: match &threshold.solver {
+            None => Exactness::Iterative,
+            Some(solver) => named("solver", solver, &Exactness::ALL, Exactness::name)?,
+        },
         hidden_score: threshold.metric == HIDDEN_SCORE,
         layers: Selection::Only(vec![(layer, layer)]),
         // The mean over heads is what counts; rows of single heads cannot be none.

@@ -6,8 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    Content, Device, Error, GraphChoice, Item, Job, Keep, Laplacian, ModelChoice, Prefixes, Preset,
-    Prompt, PromptSource, Selection, Shown, Silent, SpectralOptions, Tokenization, WeightDtype,
+    Content, Device, Error, Exactness, GraphChoice, Item, Job, Keep, Laplacian, ModelChoice,
+    Prefixes, Preset, Prompt, PromptSource, Selection, Shown, Silent, SpectralOptions,
+    Tokenization, WeightDtype,
 };
 use serde_json::Value;
 
@@ -48,7 +49,7 @@ fn options(presets: &[Preset]) -> SpectralOptions {
     SpectralOptions {
         presets: presets.iter().copied().collect(),
         laplacians: Default::default(),
-        exact: false,
+        exactness: Exactness::Iterative,
         hidden_score: false,
         layers: Selection::All,
         heads: Selection::All,

@@ -19,7 +19,10 @@
 //! normalized Laplacians and 0 under the combinatorial one; such nodes are counted.
 //! In the inner product of `RandomWalk` it has no weight, and its signal no energy.
 
+use std::cell::Cell;
+
 use crate::adjacency::Adjacency;
+use crate::eigh::Real;
 use crate::graph::{LANES, SymmetricGraph};
 use crate::{Error, Result};
 
@@ -307,6 +310,14 @@ impl LaplacianOperator<'_> {
     /// # Errors
     /// [`Error::Range`] above [`MAX_DENSE_NODES`].
     pub fn dense(&self) -> Result<Vec<f64>> {
+        self.dense_in()
+    }
+
+    /// As [`dense`](Self::dense), each entry rounded once to `T`.
+    ///
+    /// # Errors
+    /// As [`dense`](Self::dense).
+    pub fn dense_in<T: Real>(&self) -> Result<Vec<T>> {
         let n = self.n_nodes();
         if n > MAX_DENSE_NODES {
             return Err(Error::range(
@@ -316,17 +327,40 @@ impl LaplacianOperator<'_> {
                 n,
             ));
         }
-        let mut matrix = vec![0.0; n * n];
-        for (i, diagonal) in self.diagonal().into_iter().enumerate() {
-            for j in 0..i {
-                let weight = f64::from(self.graph.weight(i, j));
-                let value = -self.scale[i] * weight * self.scale[j];
-                matrix[i * n + j] = value;
-                matrix[j * n + i] = value;
+        let mut matrix = vec![T::default(); n * n];
+        let cells = Cell::from_mut(matrix.as_mut_slice()).as_slice_of_cells();
+        let scale = self.scale.as_chunks::<LANES>().0;
+        // A pass over the weights, which needs no sum.
+        self.graph.sum_below_diagonal(|i, block, weights| {
+            let start = block * LANES;
+            if i < n {
+                let row = &cells[i * n + start..][..LANES.min(i - start)];
+                for ((cell, weight), s) in row.iter().zip(weights).zip(&scale[block]) {
+                    cell.set(T::of(-self.scale[i] * weight * s));
+                }
             }
-            matrix[i * n + i] = diagonal;
+            [0.0; LANES]
+        });
+        for (i, value) in self.diagonal().into_iter().enumerate() {
+            matrix[i * n + i] = T::of(value);
         }
+        mirror(&mut matrix, n);
         Ok(matrix)
+    }
+}
+
+/// Copies the lower triangle of an `n × n` matrix to the upper one, in squares that
+/// stay in the first-level cache.
+fn mirror<T: Copy>(matrix: &mut [T], n: usize) {
+    const SIDE: usize = 16;
+    for top in (0..n).step_by(SIDE) {
+        for left in (0..=top).step_by(SIDE) {
+            for j in left..(left + SIDE).min(n) {
+                for i in top.max(j)..(top + SIDE).min(n) {
+                    matrix[j * n + i] = matrix[i * n + j];
+                }
+            }
+        }
     }
 }
 

@@ -21,10 +21,12 @@ use rayon::prelude::*;
 
 use crate::adjacency::Adjacency;
 use crate::attention::RecomputedGraph;
-use crate::eigh::Eigen;
+use crate::eigh::{Eigen, Real};
 use crate::graph::LANES;
 use crate::laplacian::{Laplacian, LaplacianOperator};
 use crate::math::vectorised;
+use crate::panels::Panels;
+use crate::product::{Output, multiply};
 use crate::tensor::Values;
 use crate::{Error, Result};
 
@@ -508,15 +510,7 @@ pub fn connectivity_ratio(fiedler: f64, lambda_max: f64) -> Value {
 /// [`Error::Shape`] unless the signal has one row per eigenvector.
 pub fn mode_energies(eigen: &Eigen, signal: &Signal) -> Result<Vec<f64>> {
     const BLOCK: usize = 64;
-    let n = eigen.values().len();
-    if signal.n_nodes != n {
-        return Err(Error::shape(
-            "graph fourier transform",
-            "signal",
-            format_args!("{n} rows, one per node"),
-            &[signal.n_nodes, signal.d],
-        ));
-    }
+    let n = row_per_vector(eigen, signal)?;
     let x = MatRef::from_row_major_slice(&signal.values, n, signal.d);
     let blocks: Vec<Vec<f64>> = (0..signal.d.div_ceil(BLOCK))
         .into_par_iter()
@@ -542,6 +536,74 @@ pub fn mode_energies(eigen: &Eigen, signal: &Signal) -> Result<Vec<f64>> {
         }
     }
     Ok(energies)
+}
+
+/// As [`mode_energies`], of eigenvectors in `f32`.
+///
+/// # Numerics
+/// The transform in `f32`, of the signal scaled by a power of two so that it neither
+/// overflows nor vanishes; squares are summed in `f64`. Each output is one chain of
+/// multiply–adds: no bit depends on the number of threads. The error of an energy is
+/// some `ε √n` of the whole signal's energy, and the vectors' own beside it.
+///
+/// # Errors
+/// As [`mode_energies`].
+pub fn mode_energies_f32(eigen: &Eigen<f32>, signal: &Signal) -> Result<Vec<f64>> {
+    let n = row_per_vector(eigen, signal)?;
+    let d = signal.d;
+    let largest = vectorised(|| signal.values.iter().fold(0.0_f64, |m, v| m.max(v.abs())));
+    if largest == 0.0 || d == 0 {
+        return Ok(vec![0.0; n]);
+    }
+    let scale = 2.0_f64.powi(-(largest.log2().floor() as i32));
+    // Transposed some rows at a time, so that whole cache lines are written.
+    const ROWS: usize = 16;
+    let mut columns = vec![0.0_f32; d * n];
+    for (block, rows) in signal.values.chunks(ROWS * d).enumerate() {
+        for (c, column) in columns.chunks_exact_mut(n).enumerate() {
+            let from = rows.iter().skip(c).step_by(d);
+            for (to, value) in column[block * ROWS..].iter_mut().zip(from) {
+                *to = (value * scale) as f32;
+            }
+        }
+    }
+    let right = Panels::pack(d, n, |j| &columns[j * n..][..n]);
+    let vectors: Vec<&[f32]> = eigen
+        .vectors()
+        .col_iter()
+        .filter_map(|vector| vector.try_as_col_major())
+        .map(|vector| vector.as_slice())
+        .collect();
+    let mut modes = vec![0.0_f32; n * d];
+    multiply(n, |k| vectors[k], &right, None, Output::new(&mut modes));
+    let energy = |mode: &[f32]| {
+        let squares = vectorised(|| {
+            let mut sums = [0.0_f64; 2 * LANES];
+            let (chunks, rest) = mode.as_chunks::<{ 2 * LANES }>();
+            for chunk in chunks {
+                for (sum, v) in sums.iter_mut().zip(chunk) {
+                    *sum += f64::from(*v) * f64::from(*v);
+                }
+            }
+            sums.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()
+        });
+        squares / scale / scale
+    };
+    Ok(modes.chunks_exact(d).map(energy).collect())
+}
+
+/// The number of eigenvectors, if the signal has a row for each.
+fn row_per_vector<T: Real>(eigen: &Eigen<T>, signal: &Signal) -> Result<usize> {
+    let n = eigen.values().len();
+    if signal.n_nodes != n {
+        return Err(Error::shape(
+            "graph fourier transform",
+            "signal",
+            format_args!("{n} rows, one per node"),
+            &[signal.n_nodes, signal.d],
+        ));
+    }
+    Ok(n)
 }
 
 /// High-frequency energy ratio `Σ_{k ≥ ⌊n/2⌋} e_k / Σ e_k`: the cut is the
@@ -593,26 +655,21 @@ pub fn outer_modes(energies: &[f64], ends: usize) -> Vec<f64> {
 ///
 /// ```
 /// use kernels::signal::energy_share_from;
-/// assert_eq!(energy_share_from(&[0.0, 0.5, 1.0], &[1.0, 2.0, 1.0], 1.0), Ok(0.25));
+/// assert_eq!(energy_share_from(&[0.0, 0.5, 1.0], &[1.0, 2.0, 1.0], 1.0, 0.0), Ok(0.25));
 /// ```
 ///
 /// # Numerics
-/// Discontinuous where an eigenvalue crosses the cut. One within `n ε λ_max` below
-/// it counts as at the cut, as a solver may return it on either side.
-pub fn energy_share_from(values: &[f64], energies: &[f64], cut: f64) -> Value {
+/// Discontinuous where an eigenvalue crosses the cut. One within `rounding`, by which
+/// the values may be wrong, below it counts as at the cut, as a solver may return it on
+/// either side.
+pub fn energy_share_from(values: &[f64], energies: &[f64], cut: f64, rounding: f64) -> Value {
     let total: f64 = energies.iter().sum();
     if total == 0.0 {
         return Err(Null::ZeroSignal);
     }
-    let from = cut - rounding_of(values);
+    let from = cut - rounding;
     let above = values.iter().zip(energies).filter(|(value, _)| **value >= from);
     Ok(above.map(|(_, energy)| energy).sum::<f64>() / total)
-}
-
-/// What a solver may be wrong by: `n ε λ_max`.
-fn rounding_of(values: &[f64]) -> f64 {
-    let largest = values.iter().fold(0.0_f64, |m, v| m.max(*v));
-    values.len() as f64 * f64::EPSILON * largest
 }
 
 /// Spectral entropy `−Σ p_k ln p_k` in nats, `p_k = e_k/Σe`. Null for a zero signal.
@@ -639,12 +696,12 @@ pub fn over_log_n(entropy: f64, n: usize) -> Value {
 ///
 /// # Numerics
 /// A Laplacian has no negative eigenvalues: those that a solver returns within
-/// `n ε λ_max` below 0 are zeros that were rounded, and count as 0.
+/// `rounding`, by which they may be wrong, below 0 are zeros that were rounded, and
+/// count as 0.
 ///
 /// # Errors
 /// [`Error::Range`] for an eigenvalue further below 0.
-pub fn eigenvalue_entropy(values: &[f64]) -> Result<Value> {
-    let rounding = rounding_of(values);
+pub fn eigenvalue_entropy(values: &[f64], rounding: f64) -> Result<Value> {
     let mut rounded = values.to_vec();
     for value in &mut rounded {
         let plausible = *value >= -rounding;
@@ -675,19 +732,18 @@ pub struct SpacingRatio {
 /// ```
 /// use kernels::signal::spacing_ratio;
 /// // Spacings 1, 2, 0, 0: ratios ½ and 0, and a pair of zeros.
-/// let found = spacing_ratio(&[0.0, 1.0, 3.0, 3.0, 3.0]);
+/// let found = spacing_ratio(&[0.0, 1.0, 3.0, 3.0, 3.0], 0.0);
 /// assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.25), 1));
 /// ```
 ///
 /// # Numerics
-/// Eigenvalues closer than `n ε λ_max`, ε the rounding unit, coincide as far as a
-/// solver can tell: their spacing is 0.
+/// Eigenvalues closer than `rounding`, by which they may be wrong, coincide as far as
+/// their solver can tell: their spacing is 0.
 ///
 /// # References
 /// Oganesyan, Huse, Phys. Rev. B 75, 155111 (2007); Atas et al., Phys. Rev. Lett.
 /// 110, 084101 (2013).
-pub fn spacing_ratio(values: &[f64]) -> SpacingRatio {
-    let rounding = rounding_of(values);
+pub fn spacing_ratio(values: &[f64], rounding: f64) -> SpacingRatio {
     let mut spacings = values.windows(2).map(|pair| {
         let spacing = pair[1] - pair[0];
         if spacing <= rounding { 0.0 } else { spacing }

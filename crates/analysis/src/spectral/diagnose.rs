@@ -1,7 +1,7 @@
 //! From a pattern and a signal to rows.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use candle_core::{DType, Tensor};
 use hooks::{HookPoint, Site};
 use kernels::adjacency::Adjacency;
 use kernels::attention::{AttentionFactors, RecomputedGraph};
-use kernels::eigh::Eigen;
+use kernels::eigh::{Eigen, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, heat_energy, heat_estimates};
 use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes_and_vector};
@@ -65,8 +65,8 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Numerics
-/// `f64`, from the `f32` weights of the graph on. The bits do not depend on the
-/// number of threads.
+/// `f64`, from the `f32` weights of the graph on, but for whole spectra under
+/// [`Exactness::DenseF32`]. The bits do not depend on the number of threads.
 ///
 /// # Errors
 /// [`Error::Captured`] for a number that cannot be, [`Error::Shape`],
@@ -238,7 +238,9 @@ pub(super) fn finish<'s, G: Measured>(
 ) -> Result<Vec<SpectralRow>> {
     let prepared: Vec<(Preset, Prepared<G::Shared>)> = presets(graphs)
         .map(|preset| {
-            let prepared = Prepared::new(preset, signal(preset)?, G::share);
+            let of_preset = graphs.iter().filter(|graph| graph.run.preset == preset);
+            let solvers = of_preset.map(|graph| graph.graph.exactness(&graph.run)).collect();
+            let prepared = Prepared::new(preset, signal(preset)?, &solvers, G::share);
             Ok((preset, prepared.map_err(kernel_error(source))?))
         })
         .collect::<Result<_>>()?;
@@ -259,8 +261,10 @@ const PROBE_SEED: u64 = 3;
 struct Prepared<S> {
     n_tokens: usize,
     signal: Signal,
-    shared: S,
-    probes: Probes,
+    /// `None` where every graph is solved in `f64`: its modes have the energies.
+    shared: Option<S>,
+    /// `None` where every graph is solved densely.
+    probes: Option<Probes>,
     zero_rows: usize,
 }
 
@@ -268,6 +272,7 @@ impl<S> Prepared<S> {
     fn new(
         preset: Preset,
         signal: &Signal,
+        solvers: &BTreeSet<Exactness>,
         share: impl Fn(&Signal) -> kernels::Result<S>,
     ) -> kernels::Result<Self> {
         let n_tokens = signal.n_nodes();
@@ -283,8 +288,14 @@ impl<S> Prepared<S> {
         };
         Ok(Self {
             n_tokens,
-            shared: share(&signal)?,
-            probes: Probes::new(&signal, PROBE_SEED),
+            shared: solvers
+                .iter()
+                .any(|solver| *solver != Exactness::DenseF64)
+                .then(|| share(&signal))
+                .transpose()?,
+            probes: solvers
+                .contains(&Exactness::Iterative)
+                .then(|| Probes::new(&signal, PROBE_SEED)),
             zero_rows,
             signal,
         })
@@ -312,25 +323,33 @@ fn diagnose<G: Measured>(
         });
     }
     let failed = kernel_error(source);
-    let (ends, eigen) = match exactness {
-        Exactness::Iterative => (Ends::iterative(&operator, lanczos).map_err(failed)?, None),
-        Exactness::Dense => {
-            let eigen = G::eigen(&operator).map_err(failed)?;
-            (Ends::dense(&operator, &eigen).map_err(failed)?, Some(eigen))
+    let signal = &prepared.signal;
+    let energies = || match &prepared.shared {
+        Some(shared) => G::energies(&operator, signal, shared),
+        None => G::energies(&operator, signal, &G::share(signal)?),
+    };
+    let moments = operator.spectrum_moments();
+    let solved = match exactness {
+        Exactness::Iterative => energies().and_then(|energies| {
+            let probes = prepared
+                .probes
+                .as_ref()
+                .map_or_else(|| Cow::Owned(Probes::new(signal, PROBE_SEED)), Cow::Borrowed);
+            let whole = Whole::absent(&operator, &probes, energies)?;
+            let ends = Ends::iterative(&operator, lanczos)?;
+            Ok(Solved { ends, energies, eigenvalues: None, whole })
+        }),
+        Exactness::DenseF32 => energies()
+            .and_then(|energies| Solved::in_f32(run, &*graph.stored()?, signal, energies, lanczos)),
+        Exactness::DenseF64 => {
+            graph.stored().and_then(|stored| Solved::in_f64(run, &stored, signal))
         }
     };
-    let (energy, dirichlet) =
-        G::energies(&operator, &prepared.signal, &prepared.shared).map_err(failed)?;
-    let moments = operator.spectrum_moments();
-    let whole = match &eigen {
-        None => Whole::absent(&operator, &prepared.probes, energy, dirichlet),
-        Some(eigen) => prepared
-            .signal
-            .in_coordinates_of(&operator)
-            .and_then(|signal| Whole::new(run.preset, eigen, &signal)),
-    };
-    let whole = whole.map_err(failed)?;
-    let kept = keep.take(*head, &operator, eigen.as_ref(), &ends.fiedler_vector).map_err(failed)?;
+    let Solved { ends, energies: (energy, dirichlet), eigenvalues, whole } =
+        solved.map_err(failed)?;
+    let kept = keep
+        .take(*head, &operator, eigenvalues.as_deref(), &ends.fiedler_vector)
+        .map_err(failed)?;
 
     let mut nulls = Vec::new();
     let mut column = |name, value: Column| match value {
@@ -424,6 +443,54 @@ fn kernel_error(source: Source) -> impl Fn(kernels::Error) -> Error + Copy {
     move |error| Error::Kernel { layer: source.layer, request: source.request, source: error }
 }
 
+/// What is found of a graph and the signal on it.
+struct Solved {
+    ends: Ends,
+    /// `‖X‖²` and `Tr(XᵀLX)`.
+    energies: (f64, f64),
+    /// All of them, if dense.
+    eigenvalues: Option<Vec<f64>>,
+    whole: Whole,
+}
+
+impl Solved {
+    /// The two ends by Lanczos, all else that takes eigenvectors in `f32`.
+    fn in_f32(
+        run: &Run,
+        graph: &SymmetricGraph,
+        signal: &Signal,
+        energies: (f64, f64),
+        lanczos: &LanczosOptions,
+    ) -> kernels::Result<Self> {
+        let operator = LaplacianOperator::new(graph, run.laplacian);
+        let eigen = eigh(&operator.dense_in::<f32>()?, operator.n_nodes())?;
+        let modes = signal::mode_energies_f32(&eigen, &*signal.in_coordinates_of(&operator)?)?;
+        let mut whole = Whole::new(run.preset, eigen.values(), eigen.rounding(), &modes)?;
+        // Levels that coincide are not told from those that are nearer than the rounding.
+        if whole.spacing_zero_pairs.is_some_and(|pairs| pairs > 0) {
+            whole.spacing_ratio = Err(NullReason::NeedsDouble);
+            whole.spacing_zero_pairs = None;
+        }
+        let ends = Ends::iterative(&operator, lanczos)?;
+        Ok(Self { ends, energies, eigenvalues: Some(eigen.values().to_vec()), whole })
+    }
+
+    /// All from the modes: `‖X‖² = Σ e_k`, `Tr(XᵀLX) = Σ λ_k e_k`.
+    fn in_f64(run: &Run, graph: &SymmetricGraph, signal: &Signal) -> kernels::Result<Self> {
+        let operator = LaplacianOperator::new(graph, run.laplacian);
+        let eigen = eigh(&operator.dense()?, operator.n_nodes())?;
+        let modes = signal::mode_energies(&eigen, &*signal.in_coordinates_of(&operator)?)?;
+        let whole = Whole::new(run.preset, eigen.values(), eigen.rounding(), &modes)?;
+        let dirichlet = eigen.values().iter().zip(&modes).map(|(value, e)| value * e).sum();
+        Ok(Self {
+            ends: Ends::dense(&operator, &eigen)?,
+            energies: (modes.iter().sum(), dirichlet),
+            eigenvalues: Some(eigen.values().to_vec()),
+            whole,
+        })
+    }
+}
+
 /// Both ends of a spectrum, however found.
 struct Ends {
     fiedler: Option<Certified>,
@@ -498,8 +565,7 @@ impl Whole {
     fn absent<G: Measured>(
         operator: &LaplacianOperator<'_, G>,
         probes: &Probes,
-        energy: f64,
-        dirichlet: f64,
+        (energy, dirichlet): (f64, f64),
     ) -> kernels::Result<Self> {
         let longest = HEAT_TIMES.iter().fold(0.0_f64, |longest, time| longest.max(*time));
         let heat = if energy <= 0.0 {
@@ -523,14 +589,17 @@ impl Whole {
         })
     }
 
-    fn new(preset: Preset, eigen: &Eigen, signal: &Signal) -> kernels::Result<Self> {
-        let (values, energies) = (eigen.values(), signal::mode_energies(eigen, signal)?);
+    /// From eigenvalues, what they may be wrong by, and the energies of their modes.
+    fn new(
+        preset: Preset,
+        values: &[f64],
+        rounding: f64,
+        energies: &[f64],
+    ) -> kernels::Result<Self> {
         let (retained, first) = match preset {
-            Preset::Controlled | Preset::Paper => {
-                (Cow::Borrowed(&energies[..]), energies.len() / 2)
-            }
+            Preset::Controlled | Preset::Paper => (Cow::Borrowed(energies), energies.len() / 2),
             Preset::Library03 => {
-                let retained = signal::outer_modes(&energies, LIBRARY_ENDS);
+                let retained = signal::outer_modes(energies, LIBRARY_ENDS);
                 let first = 9 * retained.len() / 10;
                 (Cow::Owned(retained), first)
             }
@@ -538,18 +607,19 @@ impl Whole {
         let entropy = signal::spectral_entropy(&retained);
         let normalized = entropy.and_then(|entropy| signal::over_log_n(entropy, retained.len()));
         let heat = |time| {
-            let value = heat_energy(values, &energies, time).map_err(undefined)?;
+            let value = heat_energy(values, energies, time).map_err(undefined)?;
             Ok(Estimate { value, error: 0.0 })
         };
-        let spacings = signal::spacing_ratio(values);
+        let spacings = signal::spacing_ratio(values, rounding);
         Ok(Self {
             modes_retained: Some(retained.len()),
             hfer: signal::energy_share_of_modes(&retained, first).map_err(undefined),
-            hfer_at_1: signal::energy_share_from(values, &energies, HFER_CUT).map_err(undefined),
+            hfer_at_1: signal::energy_share_from(values, energies, HFER_CUT, rounding)
+                .map_err(undefined),
             heat: HEAT_TIMES.map(heat),
             spectral_entropy: entropy.map_err(undefined),
             spectral_entropy_normalized: normalized.map_err(undefined),
-            eigenvalue_entropy: signal::eigenvalue_entropy(values)?.map_err(undefined),
+            eigenvalue_entropy: signal::eigenvalue_entropy(values, rounding)?.map_err(undefined),
             spacing_ratio: spacings.mean.map_err(undefined),
             spacing_zero_pairs: Some(spacings.n_zero_pairs),
         })

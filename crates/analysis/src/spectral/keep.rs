@@ -9,12 +9,11 @@
 use std::collections::BTreeSet;
 
 use kernels::adjacency::Adjacency;
-use kernels::eigh::Eigen;
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::quadrature::{Coefficients, Quadrature, QuadratureOptions};
 use kernels::random::SplitMix64;
 
-use super::{Exactness, Graphs, Run};
+use super::{Graphs, Run};
 use crate::{Error, Result};
 
 /// What is to be kept of every graph; by default nothing.
@@ -82,7 +81,7 @@ pub struct KeptQuadrature {
 impl Keep {
     /// Refuses what cannot be kept of these runs.
     pub(super) fn check(&self, runs: &[Run]) -> Result<()> {
-        let is_dense = |run: &Run| run.effective_exactness() == Exactness::Dense;
+        let is_dense = |run: &Run| run.effective_exactness().is_dense();
         if self.parts.contains(&Part::Eigenvalues) && !runs.iter().any(is_dense) {
             return Err(Error::NoEigenvalues);
         }
@@ -109,12 +108,12 @@ impl Keep {
         &self,
         head: Option<usize>,
         operator: &LaplacianOperator<'_, G>,
-        eigen: Option<&Eigen>,
+        eigenvalues: Option<&[f64]>,
         fiedler_vector: &[f64],
     ) -> kernels::Result<Kept> {
         let mut kept = Kept::default();
         if self.parts.contains(&Part::Eigenvalues) {
-            kept.eigenvalues = eigen.map(|eigen| eigen.values().to_vec());
+            kept.eigenvalues = eigenvalues.map(<[f64]>::to_vec);
         }
         if self.parts.contains(&Part::FiedlerVector) && !fiedler_vector.is_empty() {
             kept.fiedler_vector = Some(oriented(on_nodes(operator, fiedler_vector)));

@@ -1,9 +1,10 @@
 //! What measuring asks of a graph beside its products, and how it is met by one that
 //! is stored and by one that is made anew every time.
 
+use std::borrow::Cow;
+
 use kernels::adjacency::Adjacency;
 use kernels::attention::RecomputedGraph;
-use kernels::eigh::{Eigen, eigh};
 use kernels::graph::SymmetricGraph;
 use kernels::laplacian::{LaplacianOperator, MAX_DENSE_NODES};
 use kernels::signal::{self, Gram, Signal};
@@ -45,8 +46,8 @@ pub(super) trait Measured: Adjacency + Send + Sized {
     /// How its eigenvalues are found.
     fn exactness(&self, run: &Run) -> Exactness;
 
-    /// The whole spectrum.
-    fn eigen(laplacian: &LaplacianOperator<'_, Self>) -> kernels::Result<Eigen>;
+    /// The graph with its weights stored, of which the whole spectrum is solved.
+    fn stored(&self) -> kernels::Result<Cow<'_, SymmetricGraph>>;
 
     /// The graph among its first nodes.
     fn leading(&self, n: usize) -> kernels::Result<Self>;
@@ -73,8 +74,8 @@ impl Measured for SymmetricGraph {
         run.effective_exactness()
     }
 
-    fn eigen(laplacian: &LaplacianOperator<'_>) -> kernels::Result<Eigen> {
-        eigh(&laplacian.dense()?, laplacian.n_nodes())
+    fn stored(&self) -> kernels::Result<Cow<'_, SymmetricGraph>> {
+        Ok(Cow::Borrowed(self))
     }
 
     fn leading(&self, n: usize) -> kernels::Result<Self> {
@@ -109,9 +110,8 @@ impl Measured for RecomputedGraph {
         }
     }
 
-    fn eigen(laplacian: &LaplacianOperator<'_, Self>) -> kernels::Result<Eigen> {
-        let stored = laplacian.graph().stored()?;
-        SymmetricGraph::eigen(&LaplacianOperator::new(&stored, laplacian.kind()))
+    fn stored(&self) -> kernels::Result<Cow<'_, SymmetricGraph>> {
+        self.stored().map(Cow::Owned)
     }
 
     fn leading(&self, n: usize) -> kernels::Result<Self> {

@@ -59,7 +59,7 @@ pub enum Preset {
     Controlled,
     /// Combinatorial Laplacian; first token kept; the residual stream as it is.
     /// Its high-frequency energy ratio and entropies take the whole spectrum, so
-    /// it always runs with [`Exactness::Dense`].
+    /// it is always dense.
     Paper,
     /// As version 0.3 of the paper's library: symmetric-normalized Laplacian; first
     /// token kept; the residual stream as it is, at the last layer after the final
@@ -68,7 +68,7 @@ pub enum Preset {
     /// spectral entropy are taken over the `m` retained, as if there were no others.
     /// What else a row holds is exact.
     ///
-    /// It always runs with [`Exactness::Dense`].
+    /// It is always dense.
     Library03,
 }
 
@@ -127,17 +127,30 @@ pub enum Exactness {
     /// Both ends of the spectrum by Lanczos, with certificates, and heat energies by
     /// random probes, with standard errors. What needs the whole spectrum is null.
     Iterative,
-    /// The whole spectrum by a dense solver, in `O(n³)`.
-    Dense,
+    /// The whole spectrum in `f32`, in `O(n³)`; its two ends as [`Exactness::Iterative`]
+    /// finds them, in `f64` and with certificates, and the signal's energy and Dirichlet
+    /// energy in `f64`.
+    DenseF32,
+    /// The whole spectrum in `f64`, in `O(n³)`, in twice the time of `f32`.
+    DenseF64,
 }
 
 impl Exactness {
+    /// Every way.
+    pub const ALL: [Self; 3] = [Self::Iterative, Self::DenseF32, Self::DenseF64];
+
     /// The name used in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Iterative => "iterative",
-            Self::Dense => "dense",
+            Self::DenseF32 => "dense-f32",
+            Self::DenseF64 => "dense-f64",
         }
+    }
+
+    /// Whether the whole spectrum is solved.
+    pub fn is_dense(self) -> bool {
+        self != Self::Iterative
     }
 }
 
@@ -173,24 +186,24 @@ pub struct Run {
     pub laplacian: Laplacian,
     /// The graphs.
     pub graphs: Graphs,
-    /// How eigenvalues are found; all presets but [`Preset::Controlled`] are dense
-    /// whatever stands here.
+    /// How eigenvalues are found; for `Iterative` all presets but [`Preset::Controlled`]
+    /// take [`Exactness::DenseF32`].
     pub exactness: Exactness,
 }
 
 impl Run {
     /// How eigenvalues are found in fact.
     pub fn effective_exactness(&self) -> Exactness {
-        match self.preset {
-            Preset::Controlled => self.exactness,
-            Preset::Paper | Preset::Library03 => Exactness::Dense,
+        match (self.preset, self.exactness) {
+            (Preset::Paper | Preset::Library03, Exactness::Iterative) => Exactness::DenseF32,
+            (_, exactness) => exactness,
         }
     }
 }
 
 impl From<Preset> for Run {
     /// `Controlled` on every head and the mean, iteratively; `Paper` and `Library03` on
-    /// the mean.
+    /// the mean, dense in `f32`.
     fn from(preset: Preset) -> Self {
         let graphs = match preset {
             Preset::Controlled => Graphs::HeadsAndMean,

@@ -20,6 +20,9 @@ pub enum NullReason {
     Undefined(Null),
     /// It takes the whole spectrum, which [`Exactness::Iterative`] does not compute.
     NeedsDense,
+    /// It takes the whole spectrum to more digits than [`Exactness::DenseF32`] has: some
+    /// neighbouring eigenvalues are nearer to each other than its rounding.
+    NeedsDouble,
     /// It takes too many products with a graph that is made anew at each.
     TooManyProducts,
 }
@@ -30,6 +33,7 @@ impl NullReason {
         match self {
             Self::Undefined(null) => null.name(),
             Self::NeedsDense => "needs the dense solver",
+            Self::NeedsDouble => "needs the dense solver in f64",
             Self::TooManyProducts => "too many products with a graph that is not stored",
         }
     }
@@ -65,13 +69,14 @@ pub struct SpectralRow {
     pub fiedler: Option<f64>,
     /// `‖Lv − λv‖` of its unit vector: some eigenvalue is this close.
     pub fiedler_residual: Option<f64>,
-    /// Whether two random starts agreed on the Fiedler value; `None` if dense.
+    /// Whether two random starts agreed on the Fiedler value; `None` under
+    /// [`Exactness::DenseF64`].
     pub fiedler_seeds_agree: Option<bool>,
     /// Largest eigenvalue.
     pub lambda_max: Option<f64>,
     /// `‖Lv − λv‖` of its unit vector.
     pub lambda_max_residual: Option<f64>,
-    /// Steps of the iterative solver; `None` if dense.
+    /// Steps of the iterative solver; `None` under [`Exactness::DenseF64`].
     pub steps: Option<usize>,
     /// Whether the residuals reached the tolerance. If not, the values are the
     /// best found, still within their residuals of some eigenvalue.
@@ -114,7 +119,8 @@ pub struct SpectralRow {
     pub eigenvalue_entropy_deficit: Option<f64>,
     /// `⟨min(s_k, s_{k+1})/max(s_k, s_{k+1})⟩`, `s_k = λ_{k+1} − λ_k`.
     pub spacing_ratio: Option<f64>,
-    /// Pairs of neighbouring spacings left out of it, both being 0; `None` unless dense.
+    /// Pairs of neighbouring spacings left out of it, both being 0; `None` unless dense, and
+    /// where `f32` does not tell them.
     pub spacing_zero_pairs: Option<usize>,
     /// Why columns are null, in the order of [`SpectralRow::measures`].
     pub nulls: Vec<(&'static str, NullReason)>,

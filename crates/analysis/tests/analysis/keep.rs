@@ -73,7 +73,7 @@ fn eigenvalues_are_those_of_the_reference() {
     let keep = Keep { parts: BTreeSet::from([Part::Eigenvalues]), quadrature: None };
     let mut compared = 0;
     for case in golden("spectral") {
-        for row in rows(&case, runs(Exactness::Dense), keep.clone()) {
+        for row in rows(&case, runs(Exactness::DenseF64), keep.clone()) {
             let found = row.kept.eigenvalues.as_ref().unwrap();
             assert_eq!(row.kept.fiedler_vector, None);
             // The random walk's eigenvalues are those of the symmetric matrix.
@@ -102,7 +102,7 @@ fn fiedler_vectors_are_eigenvectors_of_their_own_laplacian() {
     let keep = Keep { parts: BTreeSet::from([Part::FiedlerVector]), quadrature: None };
     let mut compared = 0;
     for case in golden("spectral") {
-        for exactness in [Exactness::Dense, Exactness::Iterative] {
+        for exactness in Exactness::ALL {
             for row in rows(&case, runs(exactness), keep.clone()) {
                 assert_eq!(row.kept.eigenvalues, None);
                 let n = row.n_nodes;
@@ -143,7 +143,7 @@ fn quadratures_are_kept_of_the_wanted_graphs() {
     let options = QuadratureOptions { n_probes: 24, steps: 32, seed: 5 };
     let of = |graphs| {
         let keep = Keep { quadrature: Some(Probing { graphs, options }), ..Keep::default() };
-        rows(&case, runs(Exactness::Dense), keep)
+        rows(&case, runs(Exactness::DenseF64), keep)
     };
     let all = of(Graphs::HeadsAndMean);
     for (row, mean_only) in all.iter().zip(of(Graphs::HeadMean)) {
@@ -161,7 +161,7 @@ fn quadratures_are_kept_of_the_wanted_graphs() {
         // The seed is that of the tokens and not of the options.
         assert_ne!(kept.seed, options.seed);
     }
-    let nothing = rows(&case, runs(Exactness::Dense), Keep::default());
+    let nothing = rows(&case, runs(Exactness::DenseF64), Keep::default());
     assert!(nothing.iter().all(|row| row.kept == Kept::default()));
     let keep = Keep { parts: BTreeSet::from([Part::Eigenvalues]), quadrature: None };
     let of = |keep: Keep| {

@@ -18,8 +18,9 @@ pub struct SpectralOptions {
     pub presets: BTreeSet<Preset>,
     /// Laplacians, each with its rows under every preset; without any, each preset's own.
     pub laplacians: BTreeSet<Laplacian>,
-    /// Dense spectra for every graph, under the preset `controlled`, too.
-    pub exact: bool,
+    /// How eigenvalues are found; `Iterative` under the preset `controlled` alone, while the
+    /// others, dense by definition, are solved in `f32`.
+    pub exactness: Exactness,
     /// The hidden score of every layer, too.
     pub hidden_score: bool,
     /// Layers.
@@ -56,7 +57,7 @@ impl SpectralOptions {
         json!({
             "presets": self.presets.iter().map(|preset| preset.name()).collect::<Vec<_>>(),
             "laplacians": self.laplacians.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
-            "exact": self.exact,
+            "solver": self.exactness.name(),
             "hidden_score": self.hidden_score,
             "layers": self.layers.to_string(),
             "heads": self.heads.to_string(),
@@ -138,8 +139,8 @@ impl SpectralOptions {
     /// What is measured, if every graph is stored.
     fn runs(&self) -> impl Iterator<Item = Run> {
         self.presets.iter().flat_map(|&preset| {
-            let run = Run::from(preset);
-            let run = if self.exact { Run { exactness: Exactness::Dense, ..run } } else { run };
+            let run = Run { exactness: self.exactness, ..preset.into() };
+            let run = Run { exactness: run.effective_exactness(), ..run };
             let own = self.laplacians.is_empty().then_some(run);
             let chosen = self.laplacians.iter().map(move |&laplacian| Run { laplacian, ..run });
             chosen.chain(own)
@@ -176,7 +177,7 @@ mod tests {
         let auto = SpectralOptions {
             presets: [Preset::Controlled, Preset::Paper].into(),
             laplacians: BTreeSet::new(),
-            exact: false,
+            exactness: Exactness::Iterative,
             hidden_score: false,
             layers: Selection::All,
             heads: Selection::All,

@@ -24,6 +24,14 @@ const FIRST_TOKEN: ColumnSpec = ColumnSpec::required(
     "position of the token that is the first node; the others follow",
 );
 
+const SOLVER: ColumnSpec = ColumnSpec::required(
+    "solver",
+    Text,
+    "",
+    "how the row's spectrum was found: iterative, dense-f32 or dense-f64; the Fiedler value of \
+     dense-f32 is the iterative solver's",
+);
+
 /// Every eigenvalue of the graphs that were solved densely.
 pub const EIGENVALUES: TableSchema = TableSchema::new(
     "eigenvalues",
@@ -33,6 +41,7 @@ pub const EIGENVALUES: TableSchema = TableSchema::new(
         LAYER,
         HEAD,
         FIRST_TOKEN,
+        SOLVER,
         ColumnSpec::required("eigenvalues", ListF64, "", "eigenvalues of the Laplacian, ascending"),
     ],
 );
@@ -46,7 +55,7 @@ pub const FIEDLER_VECTORS: TableSchema = TableSchema::new(
         LAYER,
         HEAD,
         FIRST_TOKEN,
-        ColumnSpec::required("solver", Text, "", "how it was found"),
+        SOLVER,
         ColumnSpec::optional("fiedler", F64, "", "second-smallest eigenvalue of the Laplacian"),
         ColumnSpec::optional(
             "fiedler_residual",
@@ -83,9 +92,7 @@ pub(crate) fn write(rows: &[SpectralRow], writer: &mut PromptWriter) -> Result<(
     let (kept, vectors) = having(rows, |row| row.kept.fiedler_vector.as_ref());
     if !kept.is_empty() {
         let mut columns = names(&kept);
-        let solvers: Vec<&str> = kept.iter().map(|row| row.exactness.name()).collect();
         columns.extend([
-            ("solver", Column::from(solvers)),
             ("fiedler", optional_f64s(&kept, |row| row.fiedler)),
             ("fiedler_residual", optional_f64s(&kept, |row| row.fiedler_residual)),
             ("vector", vectors),
@@ -116,5 +123,6 @@ fn names(rows: &[&SpectralRow]) -> Vec<(&'static str, Column)> {
         ("layer", u32s(rows, |row| row.layer)),
         ("head", optional_u32s(rows, |row| row.head)),
         ("first_token", u32s(rows, |row| row.n_tokens - row.n_nodes)),
+        ("solver", text(|row| row.exactness.name())),
     ]
 }

@@ -15,7 +15,13 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
     &[
         ColumnSpec::required("preset", Text, "", "what was done to graph and signal"),
         ColumnSpec::required("laplacian", Text, "", "which Laplacian"),
-        ColumnSpec::required("solver", Text, "", "how eigenvalues were found"),
+        ColumnSpec::required(
+            "solver",
+            Text,
+            "",
+            "how eigenvalues were found: iterative, both ends alone; dense-f32, all of them in f32 \
+             and both ends as iterative; dense-f64, all of them in f64",
+        ),
         ColumnSpec::required("layer", U32, "", "layer, from 0"),
         ColumnSpec::optional("head", U32, "", "head, from 0; null for the mean over heads"),
         ColumnSpec::required("n_tokens", U32, "tokens", "tokens of the prompt"),
@@ -75,9 +81,9 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
         ColumnSpec::optional("heat_1", F64, "", "heat-kernel energy Tr(Xᵀe^{−tL}X)/‖X‖² at t = 1"),
         ColumnSpec::optional("heat_2", F64, "", "the same at t = 2"),
         ColumnSpec::optional("heat_5", F64, "", "the same at t = 5"),
-        ColumnSpec::optional("heat_1_error", F64, "", "standard error of heat_1; 0 where exact"),
-        ColumnSpec::optional("heat_2_error", F64, "", "standard error of heat_2; 0 where exact"),
-        ColumnSpec::optional("heat_5_error", F64, "", "standard error of heat_5; 0 where exact"),
+        ColumnSpec::optional("heat_1_error", F64, "", "standard error of heat_1; 0 where dense"),
+        ColumnSpec::optional("heat_2_error", F64, "", "standard error of heat_2; 0 where dense"),
+        ColumnSpec::optional("heat_5_error", F64, "", "standard error of heat_5; 0 where dense"),
         ColumnSpec::optional(
             "spectral_entropy",
             F64,
@@ -96,13 +102,14 @@ pub const SPECTRAL: TableSchema = TableSchema::new(
             "spacing_ratio",
             F64,
             "",
-            "mean of min/max of neighbouring spacings of eigenvalues; null without a dense spectrum",
+            "mean of min/max of neighbouring spacings of eigenvalues; null without a dense \
+             spectrum, and where f32 does not resolve it",
         ),
         ColumnSpec::optional(
             "spacing_zero_pairs",
             U32,
             "",
-            "pairs of spacings left out of it, both being 0; null without a dense spectrum",
+            "pairs of spacings left out of it, both being 0; null where it is not resolved",
         ),
         ColumnSpec::required("isolated_nodes", U32, "tokens", "nodes of degree 0"),
         ColumnSpec::required("zero_rows", U32, "tokens", "rows of the signal excluded as zero"),

@@ -38,7 +38,7 @@ fn rules_are_those_of_the_dense_solver() {
             for k in 0..steps {
                 matrix[k * steps + k] = alpha[k];
                 if k > 0 {
-                    matrix[k * steps + k - 1] = beta[k - 1];
+                    matrix[(k - 1) * steps + k] = beta[k - 1];
                 }
             }
             let eigen = eigh(&matrix, steps).unwrap();

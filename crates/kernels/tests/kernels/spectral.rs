@@ -376,7 +376,7 @@ fn heat_energies_against_the_power_series() {
                 let rounding = n as f64 * f64::EPSILON * values[n - 1].max(0.0);
                 for cut in [0.0, 0.5, 1.0] {
                     let expected = reference::energy_share_from(values, &energies, cut, rounding);
-                    let got = signal::energy_share_from(values, &energies, cut).unwrap();
+                    let got = signal::energy_share_from(values, &energies, cut, rounding).unwrap();
                     close(&name, got, expected, 1e-14);
                     assert!(cut > 0.0 || got == 1.0, "{name}: {got}");
                 }
@@ -443,7 +443,7 @@ fn heat_energies_that_do_not_exist() {
     let three = Probes::new(&Signal::new(vec![1.0; 3], 3, 1).unwrap(), 1);
     assert!(heat_estimates(&operator, &three, 3.0, 0.0, [1.0]).is_err());
     assert_eq!(heat_energy(&[0.0, 1.0], &[0.0, 0.0], 1.0), Err(Null::ZeroSignal));
-    assert_eq!(signal::energy_share_from(&[0.0], &[0.0], 1.0), Err(Null::ZeroSignal));
+    assert_eq!(signal::energy_share_from(&[0.0], &[0.0], 1.0, 0.0), Err(Null::ZeroSignal));
     let empty = graph_of(&[0.0; 4], 2);
     let operator = LaplacianOperator::new(&empty, Laplacian::Combinatorial);
     let [still] = heat_estimates(&operator, &probes, 2.0, 0.0, [3.0]).unwrap();
@@ -674,26 +674,31 @@ fn quadratures_that_do_not_exist() {
     }
 }
 
+fn spacings(operator: &LaplacianOperator<'_>) -> signal::SpacingRatio {
+    let eigen = eigh(&operator.dense().unwrap(), operator.n_nodes()).unwrap();
+    signal::spacing_ratio(eigen.values(), eigen.rounding())
+}
+
 #[test]
 fn spacing_ratios() {
     use std::f64::consts::{LN_2, PI};
     let ladder: Vec<f64> = (0..50).map(|k| 0.25 * f64::from(k)).collect();
-    assert_eq!(signal::spacing_ratio(&ladder).mean, Ok(1.0));
-    assert_eq!(signal::spacing_ratio(&[0.0, 1.0]).mean, Err(Null::TooFewNodes));
-    assert_eq!(signal::spacing_ratio(&[]).mean, Err(Null::TooFewNodes));
-    let same = signal::spacing_ratio(&[0.0; 5]);
+    assert_eq!(signal::spacing_ratio(&ladder, 0.0).mean, Ok(1.0));
+    assert_eq!(signal::spacing_ratio(&[0.0, 1.0], 0.0).mean, Err(Null::TooFewNodes));
+    assert_eq!(signal::spacing_ratio(&[], 0.0).mean, Err(Null::TooFewNodes));
+    let same = signal::spacing_ratio(&[0.0; 5], 0.0);
     assert_eq!((same.mean, same.n_zero_pairs), (Err(Null::ZeroSpacings), 3));
 
     // A cycle's levels come in pairs: every spacing of 0 stands between two others.
     let n = 9;
     let cycle = graph_of(&edges(n, (0..n).map(|i| (i, (i + 1) % n))), n);
     let operator = LaplacianOperator::new(&cycle, Laplacian::SymmetricNormalized);
-    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    let found = spacings(&operator);
     assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.0), 0));
     // A complete graph has one level besides 0.
     let complete = graph_of(&edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j)))), n);
     let operator = LaplacianOperator::new(&complete, Laplacian::Combinatorial);
-    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    let found = spacings(&operator);
     assert_eq!((found.mean, found.n_zero_pairs), (Ok(0.0), n - 3));
     // A path's levels are 2 − 2 cos(πk/n).
     let path = graph_of(&edges(n, (1..n).map(|i| (i - 1, i))), n);
@@ -702,22 +707,22 @@ fn spacing_ratios() {
     let spacing = |k: usize| level(k + 1) - level(k);
     let ratio = |k: usize| (spacing(k) / spacing(k + 1)).min(spacing(k + 1) / spacing(k));
     let expected = (0..n - 2).map(ratio).sum::<f64>() / (n - 2) as f64;
-    let found = signal::spacing_ratio(&eigenvalues(&operator.dense().unwrap(), n).unwrap());
+    let found = spacings(&operator);
     close("path", found.mean.unwrap(), expected, 1e-13);
 
     // Independent levels: 2 ln 2 − 1, within four standard errors.
     let mut random = Random::new(23);
     let mut levels: Vec<f64> = (0..20_000).map(|_| random.uniform()).collect();
     levels.sort_by(f64::total_cmp);
-    close("independent", signal::spacing_ratio(&levels).mean.unwrap(), 2.0 * LN_2 - 1.0, 0.01);
+    close("independent", signal::spacing_ratio(&levels, 0.0).mean.unwrap(), 2.0 * LN_2 - 1.0, 0.01);
 
     for (name, n, heads) in patterns() {
         let graph = head_mean(&heads, n);
         for kind in KINDS {
             let operator = LaplacianOperator::new(&graph, kind);
             let values = eigenvalues(&operator.dense().unwrap(), n).unwrap();
-            let found = signal::spacing_ratio(&values);
             let rounding = n as f64 * f64::EPSILON * values[n - 1].max(0.0);
+            let found = signal::spacing_ratio(&values, rounding);
             let (mean, zero_pairs) = reference::spacing_ratio(&values, rounding);
             assert_eq!(found.n_zero_pairs, zero_pairs, "{name}");
             match found.mean {
@@ -726,6 +731,102 @@ fn spacing_ratios() {
             }
         }
     }
+}
+
+#[test]
+fn spectra_in_f32_against_f64() {
+    let mut random = Random::new(37);
+    let d = 5;
+    for (name, n, heads) in patterns() {
+        for kind in [KINDS[0], KINDS[1], Laplacian::RandomWalk] {
+            let graph = head_mean(&heads, n);
+            let operator = LaplacianOperator::new(&graph, kind);
+            let what = format!("{name}, {kind}");
+            let double = eigh(&operator.dense().unwrap(), n).unwrap();
+            let single = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
+            let apart = single.rounding();
+            for (got, expected) in single.values().iter().zip(double.values()) {
+                close(&what, *got, *expected, apart);
+            }
+            let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+            let signal = Signal::new(x, n, d).unwrap();
+            let signal = signal.in_coordinates_of(&operator).unwrap();
+            let energy = signal.energy();
+            let modes = signal::mode_energies(&double, &signal).unwrap();
+            let modes_f32 = signal::mode_energies_f32(&single, &signal).unwrap();
+            let (mut sum, mut expected) = (0.0, 0.0);
+            for k in 0..n {
+                sum += modes_f32[k];
+                expected += modes[k];
+                let gap =
+                    double.values().get(k + 1).map_or(f64::INFINITY, |v| v - double.values()[k]);
+                // Spaces turn by no more than what moved the matrix over the gap (Davis, Kahan).
+                if gap > 10.0 * apart {
+                    close(&what, sum, expected, (2.0 * apart / gap + 1e-5) * energy);
+                }
+            }
+            close(&what, sum, energy, 1e-5 * energy);
+            for time in TIMES {
+                let expected = heat_energy(double.values(), &modes, time).unwrap();
+                let got = heat_energy(single.values(), &modes_f32, time).unwrap();
+                close(&what, got, expected, time * apart + 1e-5);
+            }
+            let entropy = |values: &[f64], rounding: f64| {
+                signal::eigenvalue_entropy(values, rounding).unwrap()
+            };
+            match entropy(double.values(), double.rounding()) {
+                Ok(expected) => {
+                    close(&what, entropy(single.values(), apart).unwrap(), expected, 2e-5);
+                }
+                null => assert_eq!(entropy(single.values(), apart), null, "{what}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn levels_that_coincide_do_so_in_f32() {
+    for n in [3usize, 9, 64, 300] {
+        let complete = edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j))));
+        let star = edges(n, (1..n).map(|i| (0, i)));
+        let cycle = edges(n, (0..n).map(|i| (i, (i + 1) % n)));
+        for (name, pattern) in [("complete", complete), ("star", star), ("cycle", cycle)] {
+            let graph = graph_of(&pattern, n);
+            for kind in KINDS {
+                let operator = LaplacianOperator::new(&graph, kind);
+                let eigen = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
+                let found = signal::spacing_ratio(eigen.values(), eigen.rounding());
+                let expected = spacings(&operator);
+                assert_eq!(found.n_zero_pairs, expected.n_zero_pairs, "{name}, {n}, {kind}");
+                close(name, found.mean.unwrap(), expected.mean.unwrap(), 1e-3);
+            }
+        }
+    }
+}
+
+#[test]
+fn modes_in_f32_neither_overflow_nor_vanish() {
+    let mut random = Random::new(41);
+    let (n, d) = (33, 3);
+    let graph = graph_of(&attention_like(&mut random, n, 2.0, 3.0), n);
+    let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+    let eigen = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
+    let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+    let energies = |factor: f64| {
+        let x = x.iter().map(|v| v * factor).collect();
+        signal::mode_energies_f32(&eigen, &Signal::new(x, n, d).unwrap()).unwrap()
+    };
+    let plain = energies(1.0);
+    for exponent in [-400, 400] {
+        let factor = 2.0_f64.powi(exponent);
+        for (got, plain) in energies(factor).iter().zip(&plain) {
+            assert_eq!(*got, plain * factor * factor);
+        }
+    }
+    assert_eq!(energies(0.0), vec![0.0; n]);
+    let other = Signal::new(vec![1.0; 3], 3, 1).unwrap();
+    assert!(signal::mode_energies_f32(&eigen, &other).is_err());
+    assert!(matches!(eigh(&[1.0, f32::NAN, 0.0, 1.0], 2), Err(Error::NonFinite { .. })));
 }
 
 #[test]
@@ -763,7 +864,7 @@ fn permuting_tokens_changes_nothing() {
                 signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap(),
                 signal::high_frequency_energy_ratio(&energies).unwrap(),
                 signal::spectral_entropy(&energies).unwrap(),
-                signal::eigenvalue_entropy(eigen.values()).unwrap().unwrap(),
+                signal::eigenvalue_entropy(eigen.values(), eigen.rounding()).unwrap().unwrap(),
             ]
         };
         let (before, after) = (quantities(&a, &x), quantities(&permuted, &permuted_x));
@@ -821,10 +922,12 @@ fn the_number_of_threads_changes_no_bit() {
         let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
         let signal = Signal::new(x.clone(), n, d).unwrap();
         let eigen = eigh(&operator.dense().unwrap(), n).unwrap();
+        let single = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
         (
             found(&graph, Laplacian::SymmetricNormalized),
             signal::dirichlet_energy(&operator, &signal.gram().unwrap()).unwrap(),
             signal::mode_energies(&eigen, &signal).unwrap(),
+            signal::mode_energies_f32(&single, &signal).unwrap(),
         )
     };
     let run = |threads| {
@@ -861,10 +964,10 @@ fn values_that_do_not_exist() {
     assert_eq!(signal::smoothness(1.0, 2.0, 4.0), Ok(0.875));
     assert_eq!(signal::high_frequency_energy_ratio(&[0.0; 3]), Err(Null::ZeroSignal));
     assert_eq!(signal::over_log_n(0.0, 1), Err(Null::TooFewNodes));
-    assert_eq!(signal::eigenvalue_entropy(&[0.0, 0.0]).unwrap(), Err(Null::ZeroSpectrum));
-    assert_eq!(signal::eigenvalue_entropy(&[-1e-17, 1.0]).unwrap(), Ok(0.0));
-    assert!(signal::eigenvalue_entropy(&[-1e-3, 1.0]).is_err());
-    assert!(signal::eigenvalue_entropy(&[f64::NAN, 1.0]).is_err());
+    assert_eq!(signal::eigenvalue_entropy(&[0.0, 0.0], 0.0).unwrap(), Err(Null::ZeroSpectrum));
+    assert_eq!(signal::eigenvalue_entropy(&[-1e-17, 1.0], 1e-15).unwrap(), Ok(0.0));
+    assert!(signal::eigenvalue_entropy(&[-1e-3, 1.0], 1e-15).is_err());
+    assert!(signal::eigenvalue_entropy(&[f64::NAN, 1.0], 1e-15).is_err());
 }
 
 #[test]
