@@ -20,7 +20,7 @@ use hooks::{
     Wanted,
 };
 use kernels::graph::{PatternView, SymmetricGraph};
-use kernels::lanczos::{LanczosOptions, extremes};
+use kernels::lanczos::{Ends, LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use rayon::prelude::*;
 use runner::{LoadOptions, Model, WeightDtype};
@@ -217,15 +217,17 @@ fn main() {
                     black_box(spectra(source, &pattern, &[0], &signal, &runs, &lanczos).unwrap());
                 })
             }
-            "fiedler" => {
+            "fiedler" | "extremes" => {
                 let patterns = patterns(GRAPHS);
+                let ends = if work == "fiedler" { Ends::Fiedler } else { Ends::Both };
+                let options = LanczosOptions { ends, ..LanczosOptions::default() };
                 timed(&mut || {
                     patterns.par_iter().for_each(|pattern| {
                         let view = PatternView::new(pattern, size, size).unwrap();
                         let graph = SymmetricGraph::from_pattern(view).unwrap();
                         let kind = Laplacian::SymmetricNormalized;
                         let operator = LaplacianOperator::new(&graph, kind);
-                        black_box(extremes(&operator, &LanczosOptions::default()).unwrap());
+                        black_box(extremes(&operator, &options).unwrap());
                     });
                 })
             }

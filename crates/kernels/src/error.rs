@@ -2,6 +2,8 @@
 
 use candle_core::DType;
 
+use crate::cuda::capability::Capability;
+
 /// Shorthand for this crate's results.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -122,6 +124,26 @@ pub enum Error {
         /// The format that the weights have.
         format: candle_core::quantized::GgmlDType,
     },
+    /// A GPU that this build has no code for.
+    #[error(
+        "the gpu has compute capability {device}, this build is for {built}; build for {device} with CUDA_COMPUTE_CAP={}{}",
+        device.major, device.minor
+    )]
+    Capability {
+        /// Of the GPU.
+        device: Capability,
+        /// What the build is for.
+        built: Capability,
+    },
+    /// The CUDA driver failed.
+    #[cfg(feature = "cuda")]
+    #[error("{op}: {source}")]
+    Driver {
+        /// The operation.
+        op: &'static str,
+        /// The driver's own error, with its code.
+        source: cudarc::driver::DriverError,
+    },
     /// candle failed.
     #[error("{op}: {source}")]
     Candle {
@@ -135,6 +157,11 @@ pub enum Error {
 impl Error {
     pub(crate) fn candle(op: &'static str) -> impl FnOnce(candle_core::Error) -> Self {
         move |source| Self::Candle { op, source }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn driver(op: &'static str) -> impl FnOnce(cudarc::driver::DriverError) -> Self {
+        move |source| Self::Driver { op, source }
     }
 
     pub(crate) fn shape(

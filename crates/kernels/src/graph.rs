@@ -11,6 +11,8 @@
 
 mod parts;
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -177,6 +179,8 @@ pub struct SymmetricGraph {
     tiles: Vec<Tile>,
     /// Row sums, padded with zeros to whole blocks.
     degrees: Vec<f64>,
+    /// Whether the weights are those of one causal pattern, so that none is rounded.
+    exact: bool,
 }
 
 impl SymmetricGraph {
@@ -233,11 +237,39 @@ impl SymmetricGraph {
             let blocks: Vec<Result<bool>> = blocks.collect();
             blocks.into_iter().try_fold(true, |causal, block| Ok(block? && causal))
         };
-        if !fill(Reads::LowerTriangle)? {
+        let causal = fill(Reads::LowerTriangle)?;
+        if !causal {
             fill(Reads::Both)?;
         }
+        Ok(Self::with_degrees(n_nodes, tiles, causal && patterns.len() == 1))
+    }
 
-        Ok(Self::with_degrees(n_nodes, tiles))
+    /// The graph of the mean over heads, from the graphs of the single ones: the same as
+    /// [`Self::mean`] of their patterns to the last bit, and it need not read those again.
+    /// `None` unless every graph is that of one causal pattern: other weights are
+    /// rounded already.
+    ///
+    /// # Errors
+    /// [`Error::Range`] without any graph, [`Error::Shape`] where they differ in size.
+    pub fn mean_of(graphs: &[&Self]) -> Result<Option<Self>> {
+        const TILES: usize = 256;
+        let Some(first) = graphs.first() else {
+            return Err(Error::range(OP, "number of graphs", "at least 1", 0));
+        };
+        let n_nodes = first.n_nodes;
+        if let Some(other) = graphs.iter().find(|graph| graph.n_nodes != n_nodes) {
+            let expected = format_args!("{n_nodes} nodes, as the first");
+            return Err(Error::shape(OP, "graph", expected, &[other.n_nodes]));
+        }
+        if graphs.iter().any(|graph| !graph.exact) {
+            return Ok(None);
+        }
+        let mut tiles = vec![Tile::ZERO; first.tiles.len()];
+        tiles.par_chunks_mut(TILES).enumerate().for_each(|(chunk, tiles)| {
+            let start = chunk * TILES;
+            pulp::Arch::new().dispatch(Mean { graphs, start, tiles });
+        });
+        Ok(Some(Self::with_degrees(n_nodes, tiles, graphs.len() == 1)))
     }
 
     /// Number of nodes.
@@ -364,59 +396,26 @@ impl pulp::NullaryFnOnce for Fill<'_> {
     fn call(self) -> Result<bool> {
         let Self { patterns, block, tiles, reads } = self;
         let n = patterns[0].n_tokens;
-        let n_heads = patterns.len() as f64;
         let mut causal = true;
-        let mut sums = vec![0.0_f64; (block + 1) * LANES];
-        for (r, i) in (block * LANES..n.min((block + 1) * LANES)).enumerate() {
-            let half = r / ROWS * (block + 1);
-            let row_tiles = tiles[half..=half + block].iter_mut().map(|tile| &mut tile.0[r % ROWS]);
-            // Bits of numbers: the largest, which tells a negative, infinite or undefined
-            // one, and of all behind the diagonal, which tells whether they are zeros.
-            let (mut highest, mut after) = (0, 0);
-            if let ([pattern], Reads::LowerTriangle) = (patterns, reads) {
-                let (own, behind) = pattern.row(i).split_at(i + 1);
-                (highest, after) = (largest_bits(own), all_bits(behind));
-                let (chunks, rest) = own.as_chunks::<LANES>();
-                for (weights, chunk) in row_tiles.zip(chunks) {
-                    *weights = chunk.map(|a| 0.5 * a);
-                }
-                let last = &mut tiles[half + block].0[r % ROWS];
-                for (w, a) in last.iter_mut().zip(rest) {
-                    *w = 0.5 * a;
-                }
-                last[r] = own[i];
-            } else {
-                sums.fill(0.0);
-                for pattern in patterns {
-                    let (own, behind) = pattern.row(i).split_at(i + 1);
-                    highest = highest.max(largest_bits(own));
-                    after |= all_bits(behind);
-                    for (sum, &a) in sums.iter_mut().zip(own) {
-                        *sum += f64::from(a);
-                    }
-                    match reads {
-                        Reads::LowerTriangle => sums[i] += f64::from(own[i]),
-                        Reads::Both => {
-                            for (j, sum) in sums[..=i].iter_mut().enumerate() {
-                                *sum += f64::from(pattern.row(j)[i]);
-                            }
-                        }
-                    }
-                }
-                for (weights, sums) in row_tiles.zip(sums.as_chunks::<LANES>().0) {
-                    *weights = sums.map(|sum| (0.5 * sum / n_heads) as f32);
-                }
-            }
-            let zeros = after << 1 == 0;
+        for (half, tiles) in tiles.chunks_exact_mut(block + 1).enumerate() {
+            let start = block * LANES + half * ROWS;
+            let rows = start.min(n)..n.min(start + ROWS);
+            let Bits { highest, behind } = match (patterns, reads) {
+                ([pattern], Reads::LowerTriangle) => copy_rows(*pattern, rows.clone(), tiles),
+                _ => sum_rows(patterns, reads, rows.clone(), tiles),
+            };
+            let zeros = behind << 1 == 0;
             causal &= zeros;
             if highest <= f32::MAX.to_bits() && zeros {
                 continue;
             }
-            for (head, pattern) in patterns.iter().enumerate() {
-                let row = pattern.row(i);
-                // `&` keeps the loop free of branches.
-                if !row.iter().fold(true, |ok, a| ok & (*a >= 0.0) & (*a <= f32::MAX)) {
-                    return Err(first_invalid(head, i, row));
+            for i in rows {
+                for (head, pattern) in patterns.iter().enumerate() {
+                    let row = pattern.row(i);
+                    // `&` keeps the loop free of branches.
+                    if !row.iter().fold(true, |ok, a| ok & (*a >= 0.0) & (*a <= f32::MAX)) {
+                        return Err(first_invalid(head, i, row));
+                    }
                 }
             }
         }
@@ -432,6 +431,125 @@ impl pulp::NullaryFnOnce for Fill<'_> {
             tiles[r / ROWS * (block + 1) + block].0[r % ROWS] = diagonal[r];
         }
         Ok(causal)
+    }
+}
+
+/// Bits of the numbers in some rows: the largest of those up to the diagonal, which
+/// tells a negative, infinite or undefined one, and of all behind it, which tells
+/// whether they are zeros.
+struct Bits {
+    highest: u32,
+    behind: u32,
+}
+
+/// The rows of one causal pattern in one half of a block: `½a`, and `a` on the diagonal.
+#[inline(always)]
+fn copy_rows(pattern: PatternView<'_>, rows: Range<usize>, tiles: &mut [Tile]) -> Bits {
+    let Some((diagonal, below)) = tiles.split_last_mut() else {
+        return Bits { highest: 0, behind: 0 };
+    };
+    let mut bits = Bits { highest: 0, behind: 0 };
+    let from = below.len() * LANES;
+    for (r, i) in rows.clone().enumerate() {
+        let (own, behind) = pattern.row(i).split_at(i + 1);
+        let own = &own[from..];
+        bits.highest = bits.highest.max(largest_bits(own));
+        bits.behind |= all_bits(behind);
+        let weights = &mut diagonal.0[r];
+        for (w, a) in weights.iter_mut().zip(own) {
+            *w = 0.5 * a;
+        }
+        weights[i - from] = own[i - from];
+    }
+    if rows.len() < ROWS {
+        for (r, i) in rows.enumerate() {
+            let row = &pattern.row(i)[..from];
+            bits.highest = bits.highest.max(largest_bits(row));
+            for (tile, chunk) in below.iter_mut().zip(row.as_chunks::<LANES>().0) {
+                tile.0[r] = chunk.map(|a| 0.5 * a);
+            }
+        }
+        return bits;
+    }
+    // Four rows at a time, so that every tile is written once and as a whole.
+    let rows: [&[[f32; LANES]]; ROWS] =
+        std::array::from_fn(|r| pattern.row(rows.start + r)[..from].as_chunks().0);
+    let mut highest = [[0; LANES]; ROWS];
+    for (column, tile) in below.iter_mut().enumerate() {
+        for r in 0..ROWS {
+            let chunk = &rows[r][column];
+            for c in 0..LANES {
+                tile.0[r][c] = 0.5 * chunk[c];
+                highest[r][c] = highest[r][c].max(chunk[c].to_bits());
+            }
+        }
+    }
+    bits.highest = highest.as_flattened().iter().fold(bits.highest, |h, bits| h.max(*bits));
+    bits
+}
+
+/// The rows of the mean of several patterns, or of one that is not causal, in one half
+/// of a block.
+#[inline(always)]
+fn sum_rows(
+    patterns: &[PatternView<'_>],
+    reads: Reads,
+    rows: Range<usize>,
+    tiles: &mut [Tile],
+) -> Bits {
+    let n_heads = patterns.len() as f64;
+    let mut bits = Bits { highest: 0, behind: 0 };
+    let mut sums = vec![0.0_f64; tiles.len() * LANES];
+    for (r, i) in rows.enumerate() {
+        sums.fill(0.0);
+        for pattern in patterns {
+            let (own, behind) = pattern.row(i).split_at(i + 1);
+            bits.highest = bits.highest.max(largest_bits(own));
+            bits.behind |= all_bits(behind);
+            for (sum, &a) in sums.iter_mut().zip(own) {
+                *sum += f64::from(a);
+            }
+            match reads {
+                Reads::LowerTriangle => sums[i] += f64::from(own[i]),
+                Reads::Both => {
+                    for (j, sum) in sums[..=i].iter_mut().enumerate() {
+                        *sum += f64::from(pattern.row(j)[i]);
+                    }
+                }
+            }
+        }
+        for (tile, sums) in tiles.iter_mut().zip(sums.as_chunks::<LANES>().0) {
+            tile.0[r] = sums.map(|sum| (0.5 * sum / n_heads) as f32);
+        }
+    }
+    bits
+}
+
+/// The means over graphs of the tiles from `start` on.
+struct Mean<'a> {
+    graphs: &'a [&'a SymmetricGraph],
+    start: usize,
+    tiles: &'a mut [Tile],
+}
+
+impl pulp::NullaryFnOnce for Mean<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let n_graphs = self.graphs.len() as f64;
+        for (at, tile) in self.tiles.iter_mut().enumerate() {
+            let mut sums = [[0.0; LANES]; ROWS];
+            for graph in self.graphs {
+                let weights = widen(&graph.tiles[self.start + at]);
+                for r in 0..ROWS {
+                    for c in 0..LANES {
+                        sums[r][c] += weights[r][c];
+                    }
+                }
+            }
+            tile.0 = sums.map(|row| row.map(|sum| (sum / n_graphs) as f32));
+        }
     }
 }
 
@@ -671,17 +789,14 @@ impl<const C: usize> NarrowProduct<'_, C> {
                 for c in 0..C {
                     let x = vectors::<D, V>(&own[c].0);
                     let rows = &mut y[(group * C + c) * n + block * LANES..][..LANES];
-                    for (p, rows) in rows.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                        let mut sum = Pair::ZERO;
-                        let to = D::as_mut_simd_f32s(&mut sum.0).0;
+                    let mut partial = [Pair::ZERO; PAIRS];
+                    for p in 0..PAIRS {
+                        let to = D::as_mut_simd_f32s(&mut partial[p].0).0;
                         for v in 0..V {
                             to[v] = simd.mul_add_e_f32s(diagonal[p][v], x[v], acc[c][p][v]);
                         }
-                        for (row, sum) in rows.iter_mut().zip(sum.0.as_chunks::<LANES>().0) {
-                            let [a, b, c, d, e, f, g, h] = *sum;
-                            *row = ((a + e) + (b + f)) + ((c + g) + (d + h));
-                        }
                     }
+                    rows.copy_from_slice(&row_sums(&partial));
                 }
             }
         }
@@ -694,6 +809,19 @@ impl<const C: usize> NarrowProduct<'_, C> {
             }
         }
     }
+}
+
+/// The sum of each row's eight entries, halving their number at a time: all rows
+/// of a block at once fill the processor's vectors.
+#[inline(always)]
+fn row_sums(pairs: &[Pair; LANES / 2]) -> [f32; LANES] {
+    let mut fours = [[0.0; 4]; LANES];
+    for (r, four) in fours.iter_mut().enumerate() {
+        let row = &pairs[r / 2].0[r % 2 * LANES..][..LANES];
+        *four = std::array::from_fn(|l| row[l] + row[l + 4]);
+    }
+    let twos: [[f32; 2]; LANES] = fours.map(|[a, b, c, d]| [a + c, b + d]);
+    twos.map(|[a, b]| a + b)
 }
 
 /// The rows of two tiles, two by two.
@@ -767,15 +895,59 @@ impl<F: Fn(usize, usize, [f64; LANES]) -> [f64; LANES]> pulp::NullaryFnOnce
 #[cfg(test)]
 mod tests {
     use super::{PatternView, SymmetricGraph};
+    use crate::Error;
     use crate::random::SplitMix64;
+
+    /// Causal, unless `behind` is weight behind the diagonal.
+    fn random_pattern(random: &mut SplitMix64, n: usize, behind: f32) -> Vec<f32> {
+        let mut entry = |at: usize| match at % n <= at / n {
+            true => random.next_symmetric().abs() as f32,
+            false => behind,
+        };
+        (0..n * n).map(&mut entry).collect()
+    }
+
+    #[test]
+    fn the_mean_of_graphs_is_the_graph_of_the_mean() {
+        let mut random = SplitMix64::new(2);
+        for n in [0, 1, 3, 4, 7, 8, 13, 64, 101] {
+            for heads in [1, 2, 9] {
+                let of = |behind: f32, random: &mut SplitMix64| -> Vec<Vec<f32>> {
+                    (0..heads).map(|_| random_pattern(random, n, behind)).collect()
+                };
+                for behind in [0.0, 0.25] {
+                    let patterns = of(behind, &mut random);
+                    let views: Vec<_> =
+                        patterns.iter().map(|a| PatternView::new(a, n, n).unwrap()).collect();
+                    let graphs: Vec<_> =
+                        views.iter().map(|v| SymmetricGraph::from_pattern(*v).unwrap()).collect();
+                    let graphs: Vec<&SymmetricGraph> = graphs.iter().collect();
+                    let found = SymmetricGraph::mean_of(&graphs).unwrap();
+                    if behind > 0.0 && n > 1 {
+                        assert!(found.is_none(), "{n} nodes are not causal");
+                        continue;
+                    }
+                    let (found, expected) = (found.unwrap(), SymmetricGraph::mean(&views).unwrap());
+                    assert_eq!(found.degrees(), expected.degrees(), "{n} nodes, {heads} heads");
+                    for i in 0..n {
+                        for j in 0..n {
+                            assert_eq!(found.weight(i, j), expected.weight(i, j));
+                        }
+                    }
+                }
+            }
+        }
+        let one = SymmetricGraph::from_pattern(PatternView::new(&[1.0], 1, 1).unwrap()).unwrap();
+        let none = SymmetricGraph::from_pattern(PatternView::new(&[], 0, 1).unwrap()).unwrap();
+        assert!(matches!(SymmetricGraph::mean_of(&[]), Err(Error::Range { .. })));
+        assert!(matches!(SymmetricGraph::mean_of(&[&one, &none]), Err(Error::Shape { .. })));
+    }
 
     #[test]
     fn products_in_f32_are_those_in_f64_rounded() {
         let mut random = SplitMix64::new(1);
         for n in [1, 7, 8, 9, 65, 130] {
-            let a: Vec<f32> = (0..n * n)
-                .map(|at| if at % n <= at / n { random.next_symmetric().abs() as f32 } else { 0.0 })
-                .collect();
+            let a = random_pattern(&mut random, n, 0.0);
             let graph = SymmetricGraph::from_pattern(PatternView::new(&a, n, n).unwrap()).unwrap();
             let padded = graph.n_padded();
             for columns in [1, 2, 3, 4, 8, 9] {

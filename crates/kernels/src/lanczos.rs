@@ -34,9 +34,22 @@ use crate::random::SplitMix64;
 use crate::tridiagonal::{End, extremal};
 use crate::{Error, Result};
 
-/// How far and how exactly to iterate.
+/// Which eigenvalues are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Ends {
+    /// The Fiedler value and the largest eigenvalue.
+    #[default]
+    Both,
+    /// The Fiedler value alone, which takes about half of the time: the largest
+    /// eigenvalue is as a rule the slower one.
+    Fiedler,
+}
+
+/// What to look for, how far and how exactly to iterate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LanczosOptions {
+    /// Which eigenvalues are looked for.
+    pub ends: Ends,
     /// The residual to reach, as a multiple of
     /// [`LaplacianOperator::typical_scale`]: absolute for the normalized
     /// Laplacian, in mean degrees for the combinatorial one.
@@ -49,9 +62,9 @@ pub struct LanczosOptions {
 }
 
 impl Default for LanczosOptions {
-    /// Tolerance 1e-8, 600 steps.
+    /// Both ends, tolerance 1e-8, 600 steps.
     fn default() -> Self {
-        Self { tolerance: 1e-8, max_steps: 600, seeds: [1, 2] }
+        Self { ends: Ends::default(), tolerance: 1e-8, max_steps: 600, seeds: [1, 2] }
     }
 }
 
@@ -69,11 +82,13 @@ pub struct Certified {
 pub struct Extremes {
     /// The second-smallest eigenvalue; `None` below two nodes.
     pub fiedler: Option<Certified>,
-    /// The largest eigenvalue, from the first start; `None` without nodes.
+    /// The largest eigenvalue, from the first start; `None` without nodes, and where it
+    /// was not looked for.
     pub lambda_max: Option<Certified>,
     /// Whether both starts found the same Fiedler value:
-    /// `|θ₁ − θ₂| ≤ ρ₁ + ρ₂ + n ε λ_max`, ε the rounding unit of `f64`. Where ρ₂ is
-    /// above the tolerance, `|θ₁ − θ₂|` is within it.
+    /// `|θ₁ − θ₂| ≤ ρ₁ + ρ₂ + n ε λ_max`, ε the rounding unit of `f64`, and
+    /// [`LaplacianOperator::upper_bound`] for a `λ_max` that was not looked for. Where ρ₂
+    /// is above the tolerance, `|θ₁ − θ₂|` is within it.
     pub seeds_agree: bool,
     /// Steps of the start that took longer.
     pub steps: usize,
@@ -140,20 +155,27 @@ pub fn extremes_and_vector<G: Adjacency>(
         return Ok(Extremes {
             fiedler: None,
             // The null vector is the whole spectrum of one connected node.
-            lambda_max: (n > 0).then_some(Certified { value: 0.0, residual: 0.0 }),
+            lambda_max: (n > 0 && options.ends == Ends::Both)
+                .then_some(Certified { value: 0.0, residual: 0.0 }),
             seeds_agree: true,
             steps: 0,
         });
     }
 
     let tolerance = options.tolerance * laplacian.typical_scale();
-    let max_steps = options.max_steps.min(dimension);
-    let ((first, [(low, vector), (lambda_max, _)]), (second, [(other_low, other_vector)])) =
-        if G::TOGETHER {
-            together::run(laplacian, options.seeds, tolerance, max_steps)
-        } else {
-            one_by_one(laplacian, options.seeds, tolerance, options.max_steps, dimension)
-        };
+    let found = match options.ends {
+        Ends::Both => {
+            let ((steps, [low, (lambda_max, _)]), second) =
+                solve(laplacian, options, tolerance, dimension, [End::Smallest, End::Largest]);
+            (steps, low, Some(lambda_max), second)
+        }
+        Ends::Fiedler => {
+            let ((steps, [low]), second) =
+                solve(laplacian, options, tolerance, dimension, [End::Smallest]);
+            (steps, low, None, second)
+        }
+    };
+    let (first, (low, vector), lambda_max, (second, [(other_low, other_vector)])) = found;
 
     // A second value as good as equal to the first has done its work, however it is certified.
     let settled = other_low.residual <= tolerance || agree(&low, &other_low, tolerance);
@@ -162,16 +184,17 @@ pub fn extremes_and_vector<G: Adjacency>(
         let best = if is_better { other_vector } else { vector };
         fiedler.extend_from_slice(&best[..n]);
     }
-    let rounding = n as f64 * f64::EPSILON * lambda_max.value;
+    let largest = lambda_max.map_or_else(|| laplacian.upper_bound(), |largest| largest.value);
+    let rounding = n as f64 * f64::EPSILON * largest;
     let apart = (low.value - other_low.value).abs();
     let found = Extremes {
         // One isolated node has a largest eigenvalue, 1, and no second-smallest.
         fiedler: (n >= 2).then_some(if is_better { other_low } else { low }),
-        lambda_max: Some(lambda_max),
+        lambda_max,
         seeds_agree: apart <= low.residual + other_low.residual + rounding,
         steps: first.max(second),
     };
-    if settled && [low, lambda_max].iter().all(|c| c.residual <= tolerance) {
+    if settled && [Some(low), lambda_max].iter().flatten().all(|c| c.residual <= tolerance) {
         Ok(found)
     } else {
         Err(Error::NotConverged { steps: found.steps, tolerance, found: Box::new(found) })
@@ -181,18 +204,35 @@ pub fn extremes_and_vector<G: Adjacency>(
 /// A number of steps, and the wanted ends with their vectors.
 type Found<const E: usize> = (usize, [(Certified, Vec<f64>); E]);
 
-/// The first start for both ends, and the second for the smallest eigenvalue.
-fn one_by_one<G: Adjacency>(
+/// The first start for the wanted ends, and the second for the smallest eigenvalue.
+fn solve<G: Adjacency, const E: usize>(
+    laplacian: &LaplacianOperator<'_, G>,
+    options: &LanczosOptions,
+    tolerance: f64,
+    dimension: usize,
+    ends: [End; E],
+) -> (Found<E>, Found<1>) {
+    let LanczosOptions { seeds, max_steps, .. } = *options;
+    if G::TOGETHER {
+        together::run(laplacian, seeds, ends, tolerance, max_steps.min(dimension))
+    } else {
+        one_by_one(laplacian, seeds, ends, tolerance, max_steps, dimension)
+    }
+}
+
+/// As [`solve`], each start on its own once `f32` has done its part.
+fn one_by_one<G: Adjacency, const E: usize>(
     laplacian: &LaplacianOperator<'_, G>,
     seeds: [u64; 2],
+    ends: [End; E],
     tolerance: f64,
     max_steps: usize,
     dimension: usize,
-) -> (Found<2>, Found<1>) {
+) -> (Found<E>, Found<1>) {
     // Where the whole space can be had, f64 may have it, whatever came before.
     let last = |before: usize| max_steps.min(before + dimension);
-    let (both, one) = ([End::Smallest, End::Largest], [End::Smallest]);
-    let starts = narrow::starts(laplacian, seeds, [&both, &one], tolerance, last(0));
+    let one = [End::Smallest];
+    let starts = narrow::starts(laplacian, seeds, [&ends, &one], tolerance, last(0));
     let [first, second] = match starts {
         Some(starts) => {
             starts.map(|(steps, vector)| (steps, Krylov::from_vector(laplacian, vector, max_steps)))
@@ -200,7 +240,7 @@ fn one_by_one<G: Adjacency>(
         None => seeds.map(|seed| (0, Krylov::start(laplacian, seed, last(0)))),
     };
     let most = last(first.0);
-    let first = Krylov::run(laplacian, first, both, tolerance, most);
+    let first = Krylov::run(laplacian, first, ends, tolerance, most);
     if second.0 > 0 {
         let other = second.1.certify_start(laplacian);
         if agree(&first.1[0].0, &other.0, tolerance) {

@@ -17,6 +17,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod cuda;
 pub mod divergence;
 pub mod error;
 pub mod linear;

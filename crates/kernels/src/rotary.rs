@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::tensor::{self, MakeRow, Rows, Values};
 use crate::{Error, Result};
@@ -51,6 +51,18 @@ impl RotaryTables {
             }
         }
         Ok(Self { cos, sin, half, n_pos })
+    }
+
+    /// Cosines and sines `[n_pos, d_rot / 2]` on a device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Candle`] if they cannot be put there.
+    pub fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let on_device = |table: &[f32]| {
+            Tensor::from_slice(table, (self.n_pos, self.half), device).map_err(Error::candle(OP))
+        };
+        Ok((on_device(&self.cos)?, on_device(&self.sin)?))
     }
 
     /// Width that is rotated: twice the number of frequencies.

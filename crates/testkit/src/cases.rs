@@ -3,6 +3,24 @@
 /// Lengths around the widths at which implementations change course.
 pub const SIZES: [usize; 12] = [0, 1, 2, 7, 15, 16, 17, 31, 32, 33, 100, 65_537];
 
+/// Widths of rows that are normalised.
+pub const NORM_WIDTHS: [usize; 10] = [1, 2, 15, 16, 17, 31, 32, 33, 576, 65_537];
+/// How many of them.
+pub const NORM_ROWS: [usize; 4] = [0, 1, 3, 40];
+
+/// Rows and width of each half of a fused projection whose activations are gated.
+pub const GATED: [(usize, usize); 6] = [(0, 8), (3, 0), (1, 1), (5, 31), (64, 33), (513, 128)];
+
+/// Rotary embedding: batch, positions, heads, width of a head, width that is rotated.
+pub const ROTARY: [(usize, usize, usize, usize, usize); 6] = [
+    (1, 5, 2, 8, 8),
+    (2, 3, 1, 33, 32),
+    (3, 17, 5, 64, 16),
+    (1, 0, 2, 4, 4),
+    (2, 4, 3, 5, 0),
+    (2, 3, 9, 128, 128),
+];
+
 /// A linear layer: `x [m, d_in]`, `weight [d_out, d_in]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {

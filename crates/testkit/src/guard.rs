@@ -1,10 +1,15 @@
 //! Tensors that notice when somebody reads beside them.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// The same numbers as a view into a larger buffer, with NaN before and after every
 /// axis: whoever reads beyond the tensor, or mistakes its strides, gets NaN.
 pub fn guarded(tensor: &Tensor) -> Tensor {
+    guarded_as(tensor, DType::F32)
+}
+
+/// [`guarded`], with all numbers rounded to a floating dtype.
+pub fn guarded_as(tensor: &Tensor, dtype: DType) -> Tensor {
     const BEFORE: usize = 2;
     const AFTER: usize = 3;
     let dims = tensor.dims();
@@ -20,7 +25,7 @@ pub fn guarded(tensor: &Tensor) -> Tensor {
         }
         values[place] = value;
     }
-    let mut view = Tensor::from_vec(values, wide, &Device::Cpu).unwrap();
+    let mut view = Tensor::from_vec(values, wide, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
     for (axis, &dim) in dims.iter().enumerate() {
         view = view.narrow(axis, BEFORE, dim).unwrap();
     }

@@ -15,4 +15,4 @@ pub mod hostile;
 
 pub use close::{Tolerance, assert_bits, assert_close, assert_tensor_bits, assert_tensor_close};
 pub use data::Data;
-pub use guard::guarded;
+pub use guard::{guarded, guarded_as};

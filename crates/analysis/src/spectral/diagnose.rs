@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
@@ -178,30 +179,39 @@ pub(super) fn build_graphs(
     };
     let patterns = Patterns::new(&pattern).map_err(kernel_error(source))?;
     let views = patterns.heads().map_err(kernel_error(source))?;
-    let mut jobs = Vec::new();
+    let graph_of = |run: Run, places: Range<usize>| {
+        let views = &views[places.clone()];
+        let (views, dropped): (Vec<PatternView<'_>>, usize) = match run.preset {
+            Preset::Controlled => (views.iter().map(|view| view.without_first()).collect(), 1),
+            Preset::Paper | Preset::Library03 => (views.to_vec(), 0),
+        };
+        SymmetricGraph::mean(&views).map_err(|error| failed(error, &held[places], dropped))
+    };
+    let mut graphs = Vec::new();
     for &run in runs {
+        let first = graphs.len();
         if run.graphs.has_heads() {
-            let heads = held.iter().enumerate().filter(|(_, head)| wanted.contains(head));
-            jobs.extend(heads.map(|(place, &head)| (run, place..place + 1, Some(head))));
+            let heads = held.par_iter().enumerate().filter(|(_, head)| wanted.contains(head));
+            let heads: Vec<Result<LayerGraph>> = heads
+                .map(|(place, &head)| {
+                    let graph = graph_of(run, place..place + 1)?;
+                    Ok(LayerGraph { run, head: Some(head), graph })
+                })
+                .collect();
+            graphs.extend(heads.into_iter().collect::<Result<Vec<_>>>()?);
         }
         if run.graphs.has_mean() {
-            jobs.push((run, 0..views.len(), None));
+            let heads: Vec<&SymmetricGraph> = graphs[first..].iter().map(|g| &g.graph).collect();
+            // The graphs of all heads are half of the patterns to read.
+            let mean = match heads.len() == views.len() && !heads.is_empty() {
+                true => SymmetricGraph::mean_of(&heads).map_err(kernel_error(source))?,
+                false => None,
+            };
+            let graph = mean.map_or_else(|| graph_of(run, 0..views.len()), Ok)?;
+            graphs.push(LayerGraph { run, head: None, graph });
         }
     }
-    let graphs: Vec<Result<LayerGraph>> = jobs
-        .into_par_iter()
-        .map(|(run, places, head)| {
-            let views = &views[places.clone()];
-            let (views, dropped): (Vec<PatternView<'_>>, usize) = match run.preset {
-                Preset::Controlled => (views.iter().map(|view| view.without_first()).collect(), 1),
-                Preset::Paper | Preset::Library03 => (views.to_vec(), 0),
-            };
-            let graph = SymmetricGraph::mean(&views)
-                .map_err(|error| failed(error, &held[places], dropped))?;
-            Ok(LayerGraph { run, head, graph })
-        })
-        .collect();
-    graphs.into_iter().collect()
+    Ok(graphs)
 }
 
 /// Copies a residual stream captured at a point.

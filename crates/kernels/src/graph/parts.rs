@@ -41,7 +41,7 @@ impl SymmetricGraph {
                 }
             }
         }
-        Ok(Self::with_degrees(n, tiles))
+        Ok(Self::with_degrees(n, tiles, self.exact))
     }
 
     /// A graph whose weights on and below the diagonal arrive row by row, in any
@@ -61,12 +61,12 @@ impl SymmetricGraph {
                 }
             }
         });
-        Self::with_degrees(n, tiles)
+        Self::with_degrees(n, tiles, false)
     }
 
     /// Adds the degrees to weights.
-    pub(super) fn with_degrees(n_nodes: usize, tiles: Vec<Tile>) -> Self {
-        let mut graph = Self { n_nodes, tiles, degrees: Vec::new() };
+    pub(super) fn with_degrees(n_nodes: usize, tiles: Vec<Tile>, exact: bool) -> Self {
+        let mut graph = Self { n_nodes, tiles, degrees: Vec::new(), exact };
         let ones = vec![1.0; graph.n_padded()];
         let mut degrees = vec![0.0; graph.n_padded()];
         graph.product(&ones, &mut degrees);

@@ -10,17 +10,18 @@ use crate::tridiagonal::End;
 /// Steps that a start took, and the ends that it found with their unit vectors.
 type Found<const E: usize> = (usize, [(Certified, Vec<f64>); E]);
 
-/// As [`Krylov::run`] of the first seed for both ends, and of the second for the
+/// As [`Krylov::run`] of the first seed for the wanted ends, and of the second for the
 /// smallest eigenvalue.
-pub(super) fn run<G: Adjacency>(
+pub(super) fn run<G: Adjacency, const E: usize>(
     laplacian: &LaplacianOperator<'_, G>,
     [first, second]: [u64; 2],
+    ends: [End; E],
     tolerance: f64,
     max_steps: usize,
-) -> (Found<2>, Found<1>) {
+) -> (Found<E>, Found<1>) {
     let first = Krylov::start(laplacian, first, max_steps);
     let second = Krylov::start(laplacian, second, max_steps);
-    let mut first = Start::new(first, [End::Smallest, End::Largest], tolerance, max_steps);
+    let mut first = Start::new(first, ends, tolerance, max_steps);
     let mut second = Start::new(second, [End::Smallest], tolerance, max_steps);
     let mut product = Product::new(laplacian);
     while first.found.is_none() || second.found.is_none() {

@@ -17,6 +17,14 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f64) -> 
     (0..x.len()).map(|i| y(i) + bias.map_or(0.0, |bias| f64::from(bias[i]))).collect()
 }
 
+/// `e^{x_i − m} / Σ_j e^{x_j − m}`, `m` the largest of `x`.
+pub fn softmax(x: &[f32]) -> Vec<f64> {
+    let max = x.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
+    let powers: Vec<f64> = x.iter().map(|&x| (f64::from(x) - max).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.iter().map(|power| power / sum).collect()
+}
+
 /// The activation function at `x`.
 pub fn activation(f: ActivationFunction, x: f64) -> f64 {
     match f {

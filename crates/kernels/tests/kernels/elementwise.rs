@@ -4,6 +4,7 @@ use kernels::activation::{ActivationFunction, activate, gated};
 use kernels::norm::{layer_norm, rms_norm};
 use kernels::reference;
 use kernels::rotary::{RotaryTables, rotary};
+use testkit::cases::{NORM_ROWS, NORM_WIDTHS, ROTARY};
 use testkit::{Data, Tolerance, assert_close, assert_tensor_bits, assert_tensor_close, guarded};
 
 use crate::on_threads;
@@ -51,7 +52,7 @@ fn activations_at_the_edges() {
 #[test]
 fn gated_halves_of_one_tensor() {
     for f in FUNCTIONS {
-        for (n, d) in [(0, 8), (3, 0), (1, 1), (5, 31), (64, 33), (513, 128)] {
+        for (n, d) in testkit::cases::GATED {
             let mut data = Data::new(d as u64);
             let fused = guarded(&data.tensor(&[n, 2 * d]));
             let (gate, up) = (fused.narrow(1, 0, d).unwrap(), fused.narrow(1, d, d).unwrap());
@@ -68,10 +69,6 @@ fn gated_halves_of_one_tensor() {
     let result = gated(ActivationFunction::Silu, &gate, &up);
     assert!(matches!(result, Err(Error::Shape { what: "up", .. })));
 }
-
-/// Widths and numbers of rows of the norms' cases.
-const NORM_WIDTHS: [usize; 10] = [1, 2, 15, 16, 17, 31, 32, 33, 576, 65_537];
-const NORM_ROWS: [usize; 4] = [0, 1, 3, 40];
 
 #[test]
 fn layer_norm_is_the_reference() {
@@ -185,9 +182,7 @@ fn rms_norm_is_the_reference() {
 
 #[test]
 fn rotary_is_the_reference() {
-    for (b, t, h, d, d_rot) in
-        [(1, 5, 2, 8, 8), (2, 3, 1, 33, 32), (3, 17, 5, 64, 16), (1, 0, 2, 4, 4), (2, 4, 3, 5, 0)]
-    {
+    for (b, t, h, d, d_rot) in ROTARY {
         let mut data = Data::new(d as u64);
         let x = data.tensor(&[b, t, h, d]);
         let inv_freq: Vec<f64> =

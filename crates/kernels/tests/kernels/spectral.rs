@@ -6,7 +6,7 @@ use kernels::eigh::{eigenvalues, eigh};
 use kernels::graph::{PatternView, Patterns, SymmetricGraph};
 use kernels::heat::{Estimate, Probes, TRUNCATION, heat_energy, heat_estimates};
 use kernels::hidden_score::{RIDGE, hidden_score};
-use kernels::lanczos::{Certified, Extremes, LanczosOptions, extremes};
+use kernels::lanczos::{Certified, Ends, Extremes, LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::quadrature::{Quadrature, QuadratureOptions};
 use kernels::signal::{self, Null, Signal};
@@ -34,6 +34,18 @@ fn found(graph: &SymmetricGraph, kind: Laplacian) -> Extremes {
     extremes(&LaplacianOperator::new(graph, kind), &LanczosOptions::default()).unwrap()
 }
 
+/// The Fiedler value alone is the one that is found beside the largest eigenvalue.
+fn check_fiedler_alone(what: &str, graph: &SymmetricGraph, kind: Laplacian, both: &Extremes) {
+    let options = LanczosOptions { ends: Ends::Fiedler, ..LanczosOptions::default() };
+    let alone = extremes(&LaplacianOperator::new(graph, kind), &options).unwrap();
+    assert_eq!(alone.lambda_max, None);
+    assert!(alone.seeds_agree && alone.steps <= both.steps, "{what}: {alone:?}");
+    let (alone, beside) = (alone.fiedler.unwrap(), both.fiedler.unwrap());
+    let rounding = 1e-14 * both.lambda_max.unwrap().value;
+    let bound = alone.residual + beside.residual + rounding;
+    close(&format!("{what}, {kind}: fiedler alone"), alone.value, beside.value, bound);
+}
+
 fn check_extremes(what: &str, graph: &SymmetricGraph, kind: Laplacian, fiedler: f64, largest: f64) {
     let found = found(graph, kind);
     let (low, high) = (found.fiedler.unwrap(), found.lambda_max.unwrap());
@@ -43,6 +55,7 @@ fn check_extremes(what: &str, graph: &SymmetricGraph, kind: Laplacian, fiedler: 
     assert!(low.residual <= 1e-8 * scale.max(1.0), "{what}: {low:?}");
     assert!(high.residual <= 1e-8 * scale.max(1.0), "{what}: {high:?}");
     assert!(found.seeds_agree, "{what}: {found:?}");
+    check_fiedler_alone(what, graph, kind, &found);
 }
 
 #[test]
@@ -994,7 +1007,8 @@ fn bad_input_is_named() {
     assert!(Signal::new(vec![0.0; 3], 2, 2).is_err());
     assert!(matches!(eigh(&[1.0, 0.0, f64::NAN, 1.0], 2), Err(Error::NonFinite { .. })));
     assert!(eigenvalues(&[1.0], 2).is_err());
-    let options = |tolerance, max_steps| LanczosOptions { tolerance, max_steps, seeds: [1, 2] };
+    let options =
+        |tolerance, max_steps| LanczosOptions { tolerance, max_steps, ..LanczosOptions::default() };
     assert!(extremes(&operator, &options(0.0, 10)).is_err());
     assert!(extremes(&operator, &options(f64::NAN, 10)).is_err());
     assert!(extremes(&operator, &options(1e-8, 0)).is_err());

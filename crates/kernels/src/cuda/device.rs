@@ -1,0 +1,258 @@
+//! Launches on a GPU.
+
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda_backend::CudaDType;
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor};
+use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::{
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig,
+    PushKernelArg, SyncOnDrop,
+};
+use cudarc::nvrtc::Ptx;
+use half::{bf16, f16};
+
+use super::capability::{self, Capability};
+use super::{Argument, Call, Plan};
+use crate::{Error, Result};
+
+/// The machine code of every `.cu` file, by its stem.
+const FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Dynamic shared memory that a launch can have without asking for more first.
+const FREE_SHARED_BYTES: u32 = 48 * 1024;
+
+/// What is loaded on one device.
+struct Loaded {
+    modules: HashMap<&'static str, Arc<CudaModule>>,
+    functions: HashMap<String, CudaFunction>,
+}
+
+/// By the device's ordinal: contexts of one device are the same, its primary one.
+static LOADED: Mutex<Option<HashMap<usize, Loaded>>> = Mutex::new(None);
+
+/// Refuses a GPU that this build has no code for, and loads every kernel on it, so that no later
+/// launch loads anything. Launches do it by themselves.
+///
+/// # Errors
+///
+/// [`Error::Capability`]; [`Error::Device`] for a device that is no GPU; [`Error::Driver`].
+pub fn prepare(device: &Device) -> Result<()> {
+    const OP: &str = "preparing the gpu";
+    let Device::Cuda(device) = device else {
+        let got = format!("{:?}", device.location());
+        return Err(Error::Device { op: OP, what: "the device", got });
+    };
+    with_loaded(OP, device, |_| Ok(()))
+}
+
+/// Runs a plan whose inputs are all on one GPU, on its stream, without waiting for the end.
+///
+/// # Errors
+///
+/// [`Error::Device`] for an input elsewhere, [`Error::Capability`], [`Error::Driver`],
+/// [`Error::Candle`] if there is no memory for the results.
+pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
+    let op = plan.op;
+    let Some(Device::Cuda(device)) = plan.inputs.first().map(|input| input.device()) else {
+        let got = plan.inputs.first().map(|input| format!("{:?}", input.device().location()));
+        return Err(Error::Device { op, what: "an input", got: got.unwrap_or_default() });
+    };
+    let mut outputs = Vec::with_capacity(plan.outputs.len());
+    for (dtype, dims) in &plan.outputs {
+        // SAFETY: an output is contiguous and the entry point writes all of it, as every plan's
+        // does; the emulated tests find an element that it leaves.
+        let output = unsafe { device.alloc_uninit(&Shape::from(dims.as_slice()), *dtype) };
+        outputs.push(output.map_err(Error::candle(op))?);
+    }
+    if let Some(call) = &plan.call {
+        let function = with_loaded(op, device, |loaded| function(op, loaded, call))?;
+        start(plan, call, device, &function, &mut outputs)?;
+    }
+    let shapes = plan.outputs.iter().map(|(_, dims)| Shape::from(dims.as_slice()));
+    Ok(outputs
+        .into_iter()
+        .zip(shapes)
+        .map(|(y, shape)| Tensor::from_storage(Storage::Cuda(y), shape, BackpropOp::none(), false))
+        .collect())
+}
+
+/// The result of a plan that has one.
+pub(super) fn one(plan: &Plan) -> Result<Tensor> {
+    let (op, count) = (plan.op, plan.outputs.len());
+    let mut results = launch(plan)?;
+    match (results.pop(), results.is_empty()) {
+        (Some(result), true) => Ok(result),
+        _ => Err(Error::range(op, "the number of results", "1", count)),
+    }
+}
+
+fn loaded() -> MutexGuard<'static, Option<HashMap<usize, Loaded>>> {
+    // What was loaded before a panic is whole.
+    LOADED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with_loaded<R>(
+    op: &'static str,
+    device: &CudaDevice,
+    f: impl FnOnce(&mut Loaded) -> Result<R>,
+) -> Result<R> {
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    let mut all = loaded();
+    let all = all.get_or_insert_with(HashMap::new);
+    if let Some(loaded) = all.get_mut(&context.ordinal()) {
+        return f(loaded);
+    }
+    let (major, minor) = context.compute_capability().map_err(Error::driver(op))?;
+    let of_device = Capability { major: major.unsigned_abs(), minor: minor.unsigned_abs() };
+    capability::check(of_device, Capability::BUILT)?;
+    let mut modules = HashMap::new();
+    for (stem, fatbin) in FATBINS {
+        let module = context.load_module(Ptx::from_binary(fatbin.to_vec()));
+        modules.insert(*stem, module.map_err(Error::driver(op))?);
+    }
+    f(all.entry(context.ordinal()).or_insert(Loaded { modules, functions: HashMap::new() }))
+}
+
+fn function(op: &'static str, loaded: &mut Loaded, call: &Call) -> Result<CudaFunction> {
+    if let Some(function) = loaded.functions.get(&call.entry) {
+        return Ok(function.clone());
+    }
+    let Some(module) = loaded.modules.get(call.module) else {
+        let known = FATBINS.iter().map(|(stem, _)| *stem).collect::<Vec<_>>().join(", ");
+        return Err(Error::range(op, "the module", known, call.module));
+    };
+    let function = module.load_function(&call.entry).map_err(Error::driver(op))?;
+    loaded.functions.insert(call.entry.clone(), function.clone());
+    Ok(function)
+}
+
+/// A pointer in device memory, and what keeps it valid for the launch.
+type Pointer<'a> = (u64, SyncOnDrop<'a>);
+
+fn start(
+    plan: &Plan,
+    call: &Call,
+    device: &CudaDevice,
+    function: &CudaFunction,
+    outputs: &mut [CudaStorage],
+) -> Result<()> {
+    let op = plan.op;
+    let stream = device.cuda_stream();
+    let opened: Vec<_> = plan.inputs.iter().map(|input| input.storage_and_layout()).collect();
+    let mut inputs: Vec<Pointer> = Vec::with_capacity(opened.len());
+    for (storage, layout) in &opened {
+        match &**storage {
+            Storage::Cuda(storage) if storage.device().same_device(device) => {
+                inputs.push(read(op, storage, layout, &stream)?);
+            }
+            other => {
+                let got = format!("{:?}", other.device().location());
+                return Err(Error::Device { op, what: "an input", got });
+            }
+        }
+    }
+    let mut results: Vec<Pointer> = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        results.push(write(op, output, &stream)?);
+    }
+    let values: Vec<Value> = call
+        .arguments
+        .iter()
+        .map(|argument| match *argument {
+            Argument::Input(index) => Value::Word(inputs.get(index).map_or(0, |input| input.0)),
+            Argument::Output(index) => Value::Word(results.get(index).map_or(0, |y| y.0)),
+            Argument::Null => Value::Word(0),
+            Argument::Size(value) => Value::Word(value as u64),
+            Argument::Float(value) => Value::Float(value),
+            Argument::Rows(rows) => {
+                let ([a, b, c], [d, e, f]) = (rows.counts, rows.strides);
+                Value::Rows([a, b, c, d, e, f])
+            }
+        })
+        .collect();
+    let mut builder = stream.launch_builder(function);
+    for value in &values {
+        match value {
+            Value::Word(word) => builder.arg(word),
+            Value::Float(float) => builder.arg(float),
+            Value::Rows(rows) => builder.arg(rows),
+        };
+    }
+    if call.shared_bytes > FREE_SHARED_BYTES {
+        let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let bytes = call.shared_bytes.cast_signed();
+        function.set_attribute(most, bytes).map_err(Error::driver(op))?;
+    }
+    let [grid_x, grid_y, grid_z] = call.grid;
+    let [block_x, block_y, block_z] = call.block;
+    let config = LaunchConfig {
+        grid_dim: (grid_x, grid_y, grid_z),
+        block_dim: (block_x, block_y, block_z),
+        shared_mem_bytes: call.shared_bytes,
+    };
+    // SAFETY: the plan's arguments are those of the entry point, in kind and order, which the
+    // emulation checks against the entry point's own parameters; pointers are valid, with the
+    // layouts that the plan checked, until the guards beside them are dropped below.
+    unsafe { builder.launch(config) }.map_err(Error::driver(op))?;
+    Ok(())
+}
+
+/// The bytes of an argument, kept where the driver can read them.
+enum Value {
+    Word(u64),
+    Float(f32),
+    Rows([u64; 6]),
+}
+
+/// Pointer to the first element of a view.
+fn read<'a>(
+    op: &'static str,
+    storage: &'a CudaStorage,
+    layout: &Layout,
+    stream: &'a CudaStream,
+) -> Result<Pointer<'a>> {
+    let dtype = storage.dtype();
+    let (pointer, guard) = match dtype {
+        DType::BF16 => slice::<bf16>(op, storage)?.device_ptr(stream),
+        DType::F16 => slice::<f16>(op, storage)?.device_ptr(stream),
+        DType::F32 => slice::<f32>(op, storage)?.device_ptr(stream),
+        DType::U32 => slice::<u32>(op, storage)?.device_ptr(stream),
+        other => return Err(Error::range(op, "dtype", STORED, other.as_str())),
+    };
+    Ok((pointer + (layout.start_offset() * dtype.size_in_bytes()) as u64, guard))
+}
+
+/// Pointer to the first element of a result.
+fn write<'a>(
+    op: &'static str,
+    storage: &'a mut CudaStorage,
+    stream: &'a CudaStream,
+) -> Result<Pointer<'a>> {
+    Ok(match storage.dtype() {
+        DType::BF16 => slice_mut::<bf16>(op, storage)?.device_ptr_mut(stream),
+        DType::F16 => slice_mut::<f16>(op, storage)?.device_ptr_mut(stream),
+        DType::F32 => slice_mut::<f32>(op, storage)?.device_ptr_mut(stream),
+        DType::U32 => slice_mut::<u32>(op, storage)?.device_ptr_mut(stream),
+        other => return Err(Error::range(op, "dtype", STORED, other.as_str())),
+    })
+}
+
+const STORED: &str = "bf16, f16, f32 or u32";
+
+fn slice<'a, T: CudaDType>(op: &'static str, storage: &'a CudaStorage) -> Result<&'a CudaSlice<T>> {
+    storage.as_cuda_slice().map_err(Error::candle(op))
+}
+
+fn slice_mut<'a, T: CudaDType>(
+    op: &'static str,
+    storage: &'a mut CudaStorage,
+) -> Result<&'a mut CudaSlice<T>> {
+    storage.as_cuda_slice_mut().map_err(Error::candle(op))
+}

@@ -1,0 +1,262 @@
+//! The kernels of `kernels/*.cu`: what to launch, and the launch.
+//!
+//! The one decision that shapes this module: a launch is a value. Each operation's `plan` checks
+//! its tensors and gives a [`Plan`] (entry point, blocks and threads, arguments, results) without
+//! touching a device. A GPU runs it with `launch`, which only the feature `cuda` has; the tests
+//! run the same plans by emulation, so everything but the device itself is tested on any machine.
+//!
+//! Kernels take `bf16`, `f16` and `f32`, compute in `f32`, and round once, at the end. Weights of
+//! norms, biases and rotary tables are `f32` whatever the dtype of the activations: they are small,
+//! and Gemma's `1 + w` does not fit into bfloat16.
+
+use candle_core::{DType, Tensor};
+
+use crate::{Error, Result};
+
+pub mod activation;
+pub mod capability;
+pub mod layer_norm;
+pub mod rms_norm;
+pub mod rotary;
+pub mod softmax;
+
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+pub use device::{launch, prepare};
+
+/// Bytes of the widest access of a thread.
+const PACK_BYTES: usize = 16;
+/// Most blocks along x.
+const MAX_BLOCKS: usize = 0x7fff_ffff;
+const WARP: usize = 32;
+
+/// One launch, checked.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The operation, for errors.
+    pub op: &'static str,
+    /// What is read, in the order of [`Argument::Input`].
+    pub inputs: Vec<&'a Tensor>,
+    /// Dtype and shape of what is written, contiguous, in the order of [`Argument::Output`].
+    pub outputs: Vec<(DType, Vec<usize>)>,
+    /// The launch; `None` where the results have no elements.
+    pub call: Option<Call>,
+}
+
+/// An entry point and what it is called with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// The `.cu` file's stem.
+    pub module: &'static str,
+    /// Name of the entry point.
+    pub entry: String,
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block along x, y and z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
+    /// In the order of the entry point's parameters.
+    pub arguments: Vec<Argument>,
+}
+
+/// An argument of an entry point.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    /// Pointer to the first element of an input.
+    Input(usize),
+    /// Pointer to the first element of an output.
+    Output(usize),
+    /// A pointer to nothing.
+    Null,
+    /// A `size_t`.
+    Size(usize),
+    /// A `float`.
+    Float(f32),
+    /// A `Rows` of `kernels/common/rows.cuh`.
+    Rows(Rows),
+}
+
+impl Argument {
+    /// The bytes of a parameter that is no pointer to a tensor; empty for those.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Input(_) | Self::Output(_) => Vec::new(),
+            Self::Null => 0u64.to_ne_bytes().to_vec(),
+            Self::Size(value) => (*value as u64).to_ne_bytes().to_vec(),
+            Self::Float(value) => value.to_ne_bytes().to_vec(),
+            Self::Rows(rows) => rows
+                .counts
+                .iter()
+                .chain(&rows.strides)
+                .flat_map(|value| value.to_ne_bytes())
+                .collect(),
+        }
+    }
+}
+
+/// Where the rows of a tensor start: up to three outer axes, the last one fastest, strides in
+/// elements; an axis that is not there has count 1 and stride 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Rows along each axis.
+    pub counts: [u64; 3],
+    /// From one to the next along each axis.
+    pub strides: [u64; 3],
+}
+
+impl Rows {
+    /// The rows of the last axis, which must be contiguous; outer axes that lie behind one
+    /// another in memory become one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NonContiguous`]; [`Error::Shape`] for a tensor without axes, or whose outer axes
+    /// remain more than three; [`Error::Range`] for 2³² rows and more.
+    pub fn of(op: &'static str, what: &'static str, tensor: &Tensor) -> Result<Self> {
+        contiguous_rows(op, what, tensor)?;
+        let (dims, strides) = (tensor.dims(), tensor.stride());
+        let Some((_, outer)) = dims.split_last() else {
+            return Err(Error::shape(op, what, "[.., d]", dims));
+        };
+        let count = crate::tensor::size(op, what, outer)?;
+        if count > u32::MAX as usize {
+            return Err(Error::range(op, "the number of rows", "below 2³²", count));
+        }
+        let mut axes: Vec<(usize, usize)> = Vec::new();
+        for (&dim, &stride) in outer.iter().zip(strides).filter(|&(&dim, _)| dim != 1) {
+            match axes.last_mut() {
+                Some((count, step)) if *step == dim * stride => {
+                    *count *= dim;
+                    *step = stride;
+                }
+                _ => axes.push((dim, stride)),
+            }
+        }
+        if axes.len() > 3 {
+            return Err(Error::shape(
+                op,
+                what,
+                "at most 3 outer axes at strides of their own",
+                dims,
+            ));
+        }
+        let mut rows = Self { counts: [1; 3], strides: [0; 3] };
+        for (place, &(count, stride)) in (0..3).rev().zip(axes.iter().rev()) {
+            rows.counts[place] = count as u64;
+            rows.strides[place] = stride as u64;
+        }
+        Ok(rows)
+    }
+
+    /// How many rows there are.
+    pub fn count(&self) -> usize {
+        self.counts.iter().product::<u64>() as usize
+    }
+}
+
+/// Whether the elements of the last axis lie behind one another.
+fn contiguous_rows(op: &'static str, what: &'static str, tensor: &Tensor) -> Result<()> {
+    match (tensor.stride().last(), tensor.dims().last()) {
+        (Some(&stride), Some(&dim)) if stride != 1 && dim > 1 && tensor.elem_count() > 0 => {
+            Err(Error::NonContiguous { op, what, got: stride })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether `tensor` is a contiguous one of this dtype and shape.
+fn expect(
+    op: &'static str,
+    what: &'static str,
+    tensor: &Tensor,
+    dtype: DType,
+    dims: &[usize],
+) -> Result<()> {
+    if tensor.dtype() != dtype {
+        return Err(Error::DType { op, what, expected: dtype, got: tensor.dtype() });
+    }
+    if tensor.dims() != dims {
+        return Err(Error::shape(op, what, format!("{dims:?}"), tensor.dims()));
+    }
+    if !tensor.is_contiguous() {
+        let got = tensor.stride().last().copied().unwrap_or(1);
+        return Err(Error::NonContiguous { op, what, got });
+    }
+    Ok(())
+}
+
+/// The last part of an entry point's name, for the dtypes that kernels store.
+fn suffix(op: &'static str, dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::BF16 => Ok("bf16"),
+        DType::F16 => Ok("f16"),
+        DType::F32 => Ok("f32"),
+        other => Err(Error::range(op, "dtype", "bf16, f16 or f32", other.as_str())),
+    }
+}
+
+/// Blocks of a launch along x, of which there may be 2³¹ − 1.
+fn blocks(op: &'static str, count: usize) -> Result<u32> {
+    if count > MAX_BLOCKS {
+        return Err(Error::range(op, "the number of blocks", "at most 2147483647", count));
+    }
+    Ok(count as u32)
+}
+
+/// Grid and block for `n` rows of `d` elements, of which a warp or a block each takes one
+/// (`kernels/common/rows.cuh`).
+fn by_rows(op: &'static str, dtype: DType, n: usize, d: usize) -> Result<([u32; 3], [u32; 3])> {
+    /// Up to this many accesses a lane, a row is a warp's.
+    const NARROW: usize = 4;
+    const ROWS_OF_A_BLOCK: usize = 4;
+    const MAX_THREADS: usize = 512;
+    let packs = d.div_ceil(PACK_BYTES / dtype.size_in_bytes());
+    let block = if packs <= NARROW * WARP {
+        [WARP, ROWS_OF_A_BLOCK]
+    } else {
+        [packs.div_ceil(2).next_multiple_of(WARP).min(MAX_THREADS), 1]
+    };
+    Ok(([blocks(op, n.div_ceil(block[1]))?, 1, 1], [block[0] as u32, block[1] as u32, 1]))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn rows_join_axes() {
+        let tensor = Tensor::zeros((2, 3, 4, 8), DType::F32, &Device::Cpu).unwrap();
+        let rows = |tensor: &Tensor| Rows::of("op", "x", tensor).unwrap();
+        let joined = Rows { counts: [1, 1, 24], strides: [0, 0, 8] };
+        assert_eq!(rows(&tensor), joined);
+        let view = tensor.narrow(2, 1, 2).unwrap();
+        assert_eq!(rows(&view), Rows { counts: [1, 6, 2], strides: [0, 32, 8] });
+        let turned = view.transpose(1, 2).unwrap();
+        assert_eq!(rows(&turned), Rows { counts: [2, 2, 3], strides: [96, 8, 32] });
+        let across = tensor.transpose(2, 3).unwrap();
+        assert!(matches!(Rows::of("op", "x", &across), Err(Error::NonContiguous { got: 8, .. })));
+        let many = Tensor::zeros((2, 2, 2, 2, 2), DType::F32, &Device::Cpu).unwrap();
+        let many = many.permute((3, 2, 1, 0, 4)).unwrap();
+        assert!(matches!(Rows::of("op", "x", &many), Err(Error::Shape { .. })));
+        let scalar = Tensor::new(1f32, &Device::Cpu).unwrap();
+        assert!(matches!(Rows::of("op", "x", &scalar), Err(Error::Shape { .. })));
+        let many = Tensor::zeros((1, 8), DType::F32, &Device::Cpu).unwrap();
+        let most = many.broadcast_as(((1 << 32) - 1, 8)).unwrap();
+        assert_eq!(rows(&most), Rows { counts: [1, 1, (1 << 32) - 1], strides: [0; 3] });
+        let many = many.broadcast_as((1 << 32, 8)).unwrap();
+        assert!(matches!(Rows::of("op", "x", &many), Err(Error::Range { .. })));
+    }
+
+    #[test]
+    fn too_many_blocks_are_refused() {
+        assert_eq!(by_rows("op", DType::F32, 9, 128).unwrap(), ([3, 1, 1], [32, 4, 1]));
+        assert_eq!(by_rows("op", DType::BF16, 9, 4096).unwrap(), ([9, 1, 1], [256, 1, 1]));
+        let many = by_rows("op", DType::F32, 1 << 31, 4096);
+        assert!(matches!(many, Err(Error::Range { .. })));
+        assert!(matches!(suffix("op", DType::U8), Err(Error::Range { what: "dtype", .. })));
+    }
+}
