@@ -18,14 +18,11 @@ use crate::{Error, Result};
 
 const OP: &str = "symmetric eigendecomposition";
 
-/// Size from which the tridiagonal problem is divided: at faer's own 128 its rotations
-/// lose a digit in `f32`, and the time is the same.
-const DIVIDED: usize = 16;
-
 /// A type in which a spectrum can be solved: `f64` or `f32`.
 pub trait Real: sealed::Sealed + RealField + Copy + Default + Into<f64> + Send + Sync {
-    /// The name of the type.
-    const NAME: &'static str;
+    /// Size from which the tridiagonal problem is divided. It costs little time, but at faer's
+    /// own 128 its rotations lose a digit in `f32`.
+    const DIVIDED: usize;
 
     /// By how much `n` eigenvalues, the largest of which is `largest`, may be wrong, so
     /// that closer ones count as equal.
@@ -47,7 +44,7 @@ mod sealed {
 }
 
 impl Real for f64 {
-    const NAME: &'static str = "f64";
+    const DIVIDED: usize = 64;
 
     fn rounding(n: usize, largest: f64) -> f64 {
         n as f64 * f64::EPSILON * largest
@@ -59,7 +56,7 @@ impl Real for f64 {
 }
 
 impl Real for f32 {
-    const NAME: &'static str = "f32";
+    const DIVIDED: usize = 16;
 
     fn rounding(n: usize, largest: f64) -> f64 {
         2.0 * ((n as f64).sqrt() + 4.0) * f64::from(f32::EPSILON) * largest
@@ -142,7 +139,7 @@ fn solve<T: Real>(matrix: &[T], n: usize, vectors: Option<&mut Mat<T>>) -> Resul
     };
     let spec = || {
         let mut params: SelfAdjointEvdParams = Auto::<T>::auto();
-        params.recursion_threshold = DIVIDED;
+        params.recursion_threshold = T::DIVIDED;
         Spec::new(params)
     };
     let mut values = Diag::<T>::zeros(n);

@@ -236,7 +236,7 @@ pub(super) fn finish<'s, G: Measured>(
     lanczos: &LanczosOptions,
     keep: &Keep,
 ) -> Result<Vec<SpectralRow>> {
-    let prepared: Vec<(Preset, Prepared<G::Shared>)> = presets(graphs)
+    let prepared: Vec<(Preset, Prepared<'_, G::Shared>)> = presets(graphs)
         .map(|preset| {
             let of_preset = graphs.iter().filter(|graph| graph.run.preset == preset);
             let solvers = of_preset.map(|graph| graph.graph.exactness(&graph.run)).collect();
@@ -258,9 +258,9 @@ pub(super) fn finish<'s, G: Measured>(
 const PROBE_SEED: u64 = 3;
 
 /// A signal as a preset wants it, and what all graphs of a layer share of it.
-struct Prepared<S> {
+struct Prepared<'s, S> {
     n_tokens: usize,
-    signal: Signal,
+    signal: Cow<'s, Signal>,
     /// `None` where every graph is solved in `f64`: its modes have the energies.
     shared: Option<S>,
     /// `None` where every graph is solved densely.
@@ -268,10 +268,10 @@ struct Prepared<S> {
     zero_rows: usize,
 }
 
-impl<S> Prepared<S> {
+impl<'s, S> Prepared<'s, S> {
     fn new(
         preset: Preset,
-        signal: &Signal,
+        signal: &'s Signal,
         solvers: &BTreeSet<Exactness>,
         share: impl Fn(&Signal) -> kernels::Result<S>,
     ) -> kernels::Result<Self> {
@@ -279,11 +279,13 @@ impl<S> Prepared<S> {
         let (signal, zero_rows) = match preset {
             Preset::Controlled => {
                 let precision = f64::from(f32::EPSILON);
-                signal.clone().without_first().centred(precision).unit_rows()
+                let (signal, zero_rows) =
+                    signal.clone().without_first().centred(precision).unit_rows();
+                (Cow::Owned(signal), zero_rows)
             }
             Preset::Paper | Preset::Library03 => {
                 let zero_rows = signal.n_zero_rows();
-                (signal.clone(), zero_rows)
+                (Cow::Borrowed(signal), zero_rows)
             }
         };
         Ok(Self {
@@ -305,7 +307,7 @@ impl<S> Prepared<S> {
 fn diagnose<G: Measured>(
     source: Source,
     graph: &LayerGraph<G>,
-    prepared: &Prepared<G::Shared>,
+    prepared: &Prepared<'_, G::Shared>,
     lanczos: &LanczosOptions,
     keep: &Keep,
 ) -> Result<SpectralRow> {
@@ -323,7 +325,7 @@ fn diagnose<G: Measured>(
         });
     }
     let failed = kernel_error(source);
-    let signal = &prepared.signal;
+    let signal: &Signal = &prepared.signal;
     let energies = || match &prepared.shared {
         Some(shared) => G::energies(&operator, signal, shared),
         None => G::energies(&operator, signal, &G::share(signal)?),
