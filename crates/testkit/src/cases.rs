@@ -21,6 +21,30 @@ pub const ROTARY: [(usize, usize, usize, usize, usize); 6] = [
     (2, 3, 9, 128, 128),
 ];
 
+/// Routers: tokens, experts, how many of them are chosen.
+pub const ROUTER: [(usize, usize, usize); 20] = [
+    (0, 4, 2),
+    (1, 1, 1),
+    (5, 2, 1),
+    (4, 2, 2),
+    (3, 5, 5),
+    (9, 7, 3),
+    (7, 8, 2),
+    (33, 8, 8),
+    (2, 16, 16),
+    (3, 32, 16),
+    (3, 33, 4),
+    (33, 60, 4),
+    (2, 64, 6),
+    (5, 65, 1),
+    (700, 128, 8),
+    (2, 129, 16),
+    (1, 256, 8),
+    (2, 511, 15),
+    (5, 512, 16),
+    (5000, 8, 2),
+];
+
 /// A linear layer: `x [m, d_in]`, `weight [d_out, d_in]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {

@@ -18,6 +18,7 @@ pub mod capability;
 pub mod layer_norm;
 pub mod rms_norm;
 pub mod rotary;
+pub mod router;
 pub mod softmax;
 
 #[cfg(feature = "cuda")]

@@ -5,6 +5,7 @@ mod activation;
 mod layer_norm;
 mod rms_norm;
 mod rotary;
+mod router;
 mod softmax;
 
 use candle_core::{DType, Device, Tensor};

@@ -5,6 +5,7 @@ use kernels::linear::Linear;
 use kernels::moe::{Experts, moe};
 use kernels::reference;
 use kernels::router::{Routing, Selection, route};
+use testkit::cases::ROUTER;
 use testkit::{Data, Tolerance, assert_tensor_bits, assert_tensor_close, guarded};
 
 use crate::on_threads;
@@ -14,7 +15,7 @@ const RULES: [Selection; 2] =
 
 #[test]
 fn route_is_the_reference() {
-    for (n, e, k) in [(0, 4, 2), (1, 1, 1), (7, 8, 2), (33, 60, 4), (700, 128, 8), (3, 5, 5)] {
+    for (n, e, k) in ROUTER {
         for rule in RULES {
             let Selection::SoftmaxTopK { renormalise } = rule else { unreachable!() };
             let logits = Data::new(e as u64).tensor(&[n, e]);
