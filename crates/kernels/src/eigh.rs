@@ -113,7 +113,7 @@ impl<T: Real> Eigen<T> {
 /// [`Error::Shape`], [`Error::Range`] above [`MAX_DENSE_NODES`],
 /// [`Error::NonFinite`], [`Error::Eigen`] where faer does not converge.
 pub fn eigenvalues(matrix: &[f64], n: usize) -> Result<Vec<f64>> {
-    solve(matrix, n, None)
+    solve(checked(matrix, n)?, None)
 }
 
 /// Eigenvalues, ascending, and eigenvectors of the symmetric `n × n` matrix
@@ -126,13 +126,14 @@ pub fn eigenvalues(matrix: &[f64], n: usize) -> Result<Vec<f64>> {
 /// # Errors
 /// As [`eigenvalues`].
 pub fn eigh<T: Real>(matrix: &[T], n: usize) -> Result<Eigen<T>> {
-    let mut vectors = Mat::<T>::zeros(n.min(MAX_DENSE_NODES), n.min(MAX_DENSE_NODES));
-    let values = solve(matrix, n, Some(&mut vectors))?;
+    let matrix = checked(matrix, n)?;
+    let mut vectors = Mat::<T>::zeros(n, n);
+    let values = solve(matrix, Some(&mut vectors))?;
     Ok(Eigen { values, vectors })
 }
 
-fn solve<T: Real>(matrix: &[T], n: usize, vectors: Option<&mut Mat<T>>) -> Result<Vec<f64>> {
-    let matrix = checked(matrix, n)?;
+fn solve<T: Real>(matrix: MatRef<'_, T>, vectors: Option<&mut Mat<T>>) -> Result<Vec<f64>> {
+    let n = matrix.nrows();
     let compute = match vectors {
         Some(_) => ComputeEigenvectors::Yes,
         None => ComputeEigenvectors::No,

@@ -555,7 +555,8 @@ pub fn mode_energies_f32(eigen: &Eigen<f32>, signal: &Signal) -> Result<Vec<f64>
     if largest == 0.0 || d == 0 {
         return Ok(vec![0.0; n]);
     }
-    let scale = 2.0_f64.powi(-(largest.log2().floor() as i32));
+    // Within the normal numbers, so that the scale of a subnormal is one too.
+    let scale = 2.0_f64.powi(-(largest.log2().floor() as i32).max(f64::MIN_EXP));
     // Transposed some rows at a time, so that whole cache lines are written.
     const ROWS: usize = 16;
     let mut columns = vec![0.0_f32; d * n];

@@ -4,6 +4,8 @@
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/dense.rs"]
+mod dense;
 #[path = "kernels/divergence.rs"]
 mod divergence;
 #[path = "kernels/elementwise.rs"]

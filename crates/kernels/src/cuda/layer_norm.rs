@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Argument, Call, Plan, Rows, by_rows, expect, suffix};
-use crate::{Error, Result};
+use super::{Argument, Plan, expect, of_rows, width};
+use crate::Result;
 
 const OP: &str = "layer_norm";
 
@@ -34,35 +34,10 @@ pub fn plan<'a>(
     bias: Option<&'a Tensor>,
     eps: f64,
 ) -> Result<Plan<'a>> {
-    let rows = Rows::of(OP, "x", x)?;
-    let Some(&d) = x.dims().last() else {
-        return Err(Error::shape(OP, "x", "[.., d]", x.dims()));
-    };
+    let d = width(OP, x)?;
     expect(OP, "weight", weight, DType::F32, &[d])?;
-    let mut inputs = vec![x, weight];
     if let Some(bias) = bias {
         expect(OP, "bias", bias, DType::F32, &[d])?;
-        inputs.push(bias);
     }
-    let entry = format!("layer_norm_{}", suffix(OP, x.dtype())?);
-    let n = rows.count();
-    let (grid, block) = by_rows(OP, x.dtype(), n, d)?;
-    let call = (n * d > 0).then(|| Call {
-        module: "layer_norm",
-        entry,
-        grid,
-        block,
-        shared_bytes: 0,
-        arguments: vec![
-            Argument::Input(0),
-            Argument::Input(1),
-            if bias.is_some() { Argument::Input(2) } else { Argument::Null },
-            Argument::Output(0),
-            Argument::Rows(rows),
-            Argument::Size(n),
-            Argument::Size(d),
-            Argument::Float(eps as f32),
-        ],
-    });
-    Ok(Plan { op: OP, inputs, outputs: vec![(x.dtype(), x.dims().to_vec())], call })
+    of_rows(OP, "layer_norm", x, &[Some(weight), bias], &[Argument::Float(eps as f32)])
 }

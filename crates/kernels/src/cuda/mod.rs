@@ -206,6 +206,43 @@ fn blocks(op: &'static str, count: usize) -> Result<u32> {
     Ok(count as u32)
 }
 
+/// The plan of an operation on the rows of `x [.., d]`, whose result has its dtype and shape: the
+/// entry point `<module>_<dtype>` of `kernels/<module>.cu`. Its parameters are `x`, the other
+/// `tensors`, the result, where the rows are, `n`, `d`, and what is in `last`. A tensor that is
+/// `None` is a null pointer.
+fn of_rows<'a>(
+    op: &'static str,
+    module: &'static str,
+    x: &'a Tensor,
+    tensors: &[Option<&'a Tensor>],
+    last: &[Argument],
+) -> Result<Plan<'a>> {
+    let (rows, d) = (Rows::of(op, "x", x)?, width(op, x)?);
+    let entry = format!("{module}_{}", suffix(op, x.dtype())?);
+    let n = rows.count();
+    let (grid, block) = by_rows(op, x.dtype(), n, d)?;
+    let mut inputs = vec![x];
+    let mut arguments = vec![Argument::Input(0)];
+    for tensor in tensors {
+        arguments.push(match tensor {
+            Some(_) => Argument::Input(inputs.len()),
+            None => Argument::Null,
+        });
+        inputs.extend(tensor);
+    }
+    arguments.extend([Argument::Output(0), Argument::Rows(rows)]);
+    arguments.extend([Argument::Size(n), Argument::Size(d)]);
+    arguments.extend(last);
+    let call =
+        (n * d > 0).then_some(Call { module, entry, grid, block, shared_bytes: 0, arguments });
+    Ok(Plan { op, inputs, outputs: vec![(x.dtype(), x.dims().to_vec())], call })
+}
+
+/// `d` of `x [.., d]`.
+fn width(op: &'static str, x: &Tensor) -> Result<usize> {
+    x.dims().last().copied().ok_or_else(|| Error::shape(op, "x", "[.., d]", x.dims()))
+}
+
 /// Grid and block for `n` rows of `d` elements, of which a warp or a block each takes one
 /// (`kernels/common/rows.cuh`).
 fn by_rows(op: &'static str, dtype: DType, n: usize, d: usize) -> Result<([u32; 3], [u32; 3])> {

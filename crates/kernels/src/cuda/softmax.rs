@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::{Argument, Call, Plan, Rows, by_rows, suffix};
-use crate::{Error, Result};
+use super::{Plan, of_rows};
+use crate::Result;
 
 const OP: &str = "softmax";
 
@@ -33,26 +33,5 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 /// [`Error::Shape`], [`Error::NonContiguous`], [`Error::Range`] for a dtype that kernels do not
 /// store or too many rows.
 pub fn plan(x: &Tensor) -> Result<Plan<'_>> {
-    let rows = Rows::of(OP, "x", x)?;
-    let Some(&d) = x.dims().last() else {
-        return Err(Error::shape(OP, "x", "[.., d]", x.dims()));
-    };
-    let entry = format!("softmax_{}", suffix(OP, x.dtype())?);
-    let n = rows.count();
-    let (grid, block) = by_rows(OP, x.dtype(), n, d)?;
-    let call = (n * d > 0).then(|| Call {
-        module: "softmax",
-        entry,
-        grid,
-        block,
-        shared_bytes: 0,
-        arguments: vec![
-            Argument::Input(0),
-            Argument::Output(0),
-            Argument::Rows(rows),
-            Argument::Size(n),
-            Argument::Size(d),
-        ],
-    });
-    Ok(Plan { op: OP, inputs: vec![x], outputs: vec![(x.dtype(), x.dims().to_vec())], call })
+    of_rows(OP, "softmax", x, &[], &[])
 }

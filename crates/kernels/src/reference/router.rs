@@ -1,5 +1,6 @@
 /// Softmax over all of `logits`, the `k` largest in descending order (ties to
-/// the lower index), and their weights. Returns probabilities, indices, weights.
+/// the lower index, 0 and −0 among them; a NaN after everything else), and their
+/// weights. Returns probabilities, indices, weights.
 pub fn route_softmax_top_k(
     logits: &[f32],
     k: usize,
@@ -10,7 +11,11 @@ pub fn route_softmax_top_k(
     let sum: f64 = exp.iter().sum();
     let probs: Vec<f64> = exp.iter().map(|e| e / sum).collect();
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let descending = |a: f32, b: f32| {
+        let numbers = b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal);
+        a.is_nan().cmp(&b.is_nan()).then(numbers)
+    };
+    order.sort_by(|&a, &b| descending(logits[a], logits[b]).then(a.cmp(&b)));
     order.truncate(k);
     let mut weights: Vec<f64> = order.iter().map(|&i| probs[i]).collect();
     if renormalise {
