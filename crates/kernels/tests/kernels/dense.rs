@@ -235,6 +235,8 @@ fn modes_in_f32_neither_overflow_nor_vanish() {
         }
     }
     assert_eq!(energies(0.0), vec![0.0; n]);
+    // Of a subnormal signal the squares vanish, but nothing on the way overflows.
+    assert_eq!(energies(2.0_f64.powi(-1060)), vec![0.0; n]);
     let other = Signal::new(vec![1.0; 3], 3, 1).unwrap();
     assert!(signal::mode_energies_f32(&eigen, &other).is_err());
     assert!(matches!(eigh(&[1.0, f32::NAN, 0.0, 1.0], 2), Err(Error::NonFinite { .. })));
