@@ -26,7 +26,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 ///
 /// # Errors
 ///
-/// [`Error::Shape`], [`Error::DType`], [`Error::NonContiguous`], [`Error::Range`] for a dtype that
+/// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::NonContiguous`], [`crate::Error::Range`] for a dtype that
 /// kernels do not store or too many rows.
 pub fn plan<'a>(x: &'a Tensor, weight: &'a Tensor, eps: f64) -> Result<Plan<'a>> {
     expect(OP, "weight", weight, DType::F32, &[width(OP, x)?])?;
