@@ -26,8 +26,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) 
 ///
 /// # Errors
 ///
-/// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::NonContiguous`], [`crate::Error::Range`] for a dtype that
-/// kernels do not store or too many rows.
+/// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::NonContiguous`],
+/// [`crate::Error::Range`] for a dtype that kernels do not store or too many rows.
 pub fn plan<'a>(
     x: &'a Tensor,
     weight: &'a Tensor,

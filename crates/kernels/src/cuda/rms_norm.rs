@@ -26,8 +26,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 ///
 /// # Errors
 ///
-/// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::NonContiguous`], [`crate::Error::Range`] for a dtype that
-/// kernels do not store or too many rows.
+/// [`crate::Error::Shape`], [`crate::Error::DType`], [`crate::Error::NonContiguous`],
+/// [`crate::Error::Range`] for a dtype that kernels do not store or too many rows.
 pub fn plan<'a>(x: &'a Tensor, weight: &'a Tensor, eps: f64) -> Result<Plan<'a>> {
     expect(OP, "weight", weight, DType::F32, &[width(OP, x)?])?;
     of_rows(OP, "rms_norm", x, &[Some(weight)], &[Argument::Float(eps as f32)])

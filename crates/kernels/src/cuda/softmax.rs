@@ -30,8 +30,8 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 ///
-/// [`crate::Error::Shape`], [`crate::Error::NonContiguous`], [`crate::Error::Range`] for a dtype that kernels do not
-/// store or too many rows.
+/// [`crate::Error::Shape`], [`crate::Error::NonContiguous`], [`crate::Error::Range`] for a dtype
+/// that kernels do not store or too many rows.
 pub fn plan(x: &Tensor) -> Result<Plan<'_>> {
     of_rows(OP, "softmax", x, &[], &[])
 }
