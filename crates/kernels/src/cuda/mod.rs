@@ -11,6 +11,7 @@
 
 use candle_core::{DType, Tensor};
 
+use crate::attention::AttentionOptions;
 use crate::{Error, Result};
 
 pub mod activation;
@@ -77,22 +78,24 @@ pub enum Argument {
     Float(f32),
     /// A `Rows` of `kernels/common/rows.cuh`.
     Rows(Rows),
+    /// A `Heads` of `kernels/common/attention.cuh`.
+    Heads(Heads),
+    /// A `Scores` of `kernels/common/attention.cuh`.
+    Scores(Scores),
 }
 
 impl Argument {
     /// The bytes of a parameter that is no pointer to a tensor; empty for those.
     pub fn bytes(&self) -> Vec<u8> {
+        let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         match self {
             Self::Input(_) | Self::Output(_) => Vec::new(),
-            Self::Null => 0u64.to_ne_bytes().to_vec(),
-            Self::Size(value) => (*value as u64).to_ne_bytes().to_vec(),
+            Self::Null => bytes(&[0]),
+            Self::Size(value) => bytes(&[*value as u64]),
             Self::Float(value) => value.to_ne_bytes().to_vec(),
-            Self::Rows(rows) => rows
-                .counts
-                .iter()
-                .chain(&rows.strides)
-                .flat_map(|value| value.to_ne_bytes())
-                .collect(),
+            Self::Rows(rows) => bytes(&rows.words()),
+            Self::Heads(heads) => bytes(&heads.strides),
+            Self::Scores(scores) => bytes(&scores.words()),
         }
     }
 }
@@ -151,9 +154,70 @@ impl Rows {
         Ok(rows)
     }
 
+    fn words(&self) -> [u64; 6] {
+        let ([a, b, c], [d, e, f]) = (self.counts, self.strides);
+        [a, b, c, d, e, f]
+    }
+
     /// How many rows there are.
     pub fn count(&self) -> usize {
         self.counts.iter().product::<u64>() as usize
+    }
+}
+
+/// Where the vectors of `[batch, pos, head, d]` start: strides in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// From one to the next along the axes of rows, positions and heads.
+    pub strides: [u64; 3],
+}
+
+impl Heads {
+    /// Those of `tensor [batch, pos, head, d]`, whose last axis must be contiguous.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`], [`Error::NonContiguous`].
+    pub fn of(op: &'static str, what: &'static str, tensor: &Tensor) -> Result<Self> {
+        contiguous_rows(op, what, tensor)?;
+        match tensor.stride() {
+            &[batch, pos, head, _] => Ok(Self { strides: [batch as u64, pos as u64, head as u64] }),
+            _ => Err(Error::shape(op, what, "[batch, pos, head, d]", tensor.dims())),
+        }
+    }
+}
+
+/// How scores are formed and masked, checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// What multiplies products: the scale, over the soft cap if there is one.
+    factor: f32,
+    /// 0: none.
+    soft_cap: f32,
+    /// 0: none.
+    window: u64,
+}
+
+impl Scores {
+    /// The options as kernels take them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Range`] for a window of 0 and for a soft cap that is not a positive, finite number
+    /// in `f32`.
+    pub fn of(op: &'static str, options: &AttentionOptions) -> Result<Self> {
+        options.check(op)?;
+        Ok(Self {
+            factor: (options.scale / options.soft_cap.unwrap_or(1.0)) as f32,
+            soft_cap: options.soft_cap.map_or(0.0, |cap| cap as f32),
+            window: options.window.map_or(0, |window| window as u64),
+        })
+    }
+
+    fn words(&self) -> [u64; 2] {
+        let [a, b, c, d] = self.factor.to_ne_bytes();
+        let [e, f, g, h] = self.soft_cap.to_ne_bytes();
+        [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), self.window]
     }
 }
 
