@@ -82,16 +82,6 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
         .collect())
 }
 
-/// The result of a plan that has one.
-pub(super) fn one(plan: &Plan) -> Result<Tensor> {
-    let (op, count) = (plan.op, plan.outputs.len());
-    let mut results = launch(plan)?;
-    match (results.pop(), results.is_empty()) {
-        (Some(result), true) => Ok(result),
-        _ => Err(Error::range(op, "the number of results", "1", count)),
-    }
-}
-
 fn loaded() -> MutexGuard<'static, Option<HashMap<usize, Loaded>>> {
     // What was loaded before a panic is whole.
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)

@@ -5,11 +5,16 @@
 //! touching a device. A GPU runs it with `launch`, which only the feature `cuda` has; the tests
 //! run the same plans by emulation, so everything but the device itself is tested on any machine.
 //!
+//! An operation looks at where its first argument is: [`machine`] then says what runs the plans, or
+//! that the CPU's own code does.
+//!
 //! Kernels take `bf16`, `f16` and `f32`, compute in `f32`, and round once, at the end. Weights of
 //! norms, biases and rotary tables are `f32` whatever the dtype of the activations: they are small,
 //! and Gemma's `1 + w` does not fit into bfloat16.
 
-use candle_core::{DType, Tensor};
+use std::cell::Cell;
+
+use candle_core::{DType, Device, Tensor};
 
 use crate::attention::AttentionOptions;
 use crate::{Error, Result};
@@ -21,11 +26,13 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod router;
 pub mod softmax;
+mod upload;
 
 #[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
 pub use device::{launch, prepare};
+pub(crate) use upload::upload;
 
 /// Bytes of the widest access of a thread.
 const PACK_BYTES: usize = 16;
@@ -61,6 +68,49 @@ pub struct Call {
     pub shared_bytes: u32,
     /// In the order of the entry point's parameters.
     pub arguments: Vec<Argument>,
+}
+
+/// What runs a plan and gives its results.
+pub type Machine = fn(&Plan<'_>) -> Result<Vec<Tensor>>;
+
+thread_local! {
+    static EMULATION: Cell<Option<Machine>> = const { Cell::new(None) };
+}
+
+/// Runs `f`, in which this thread's operations on tensors in main memory are plans run by
+/// `machine`, as they are on a GPU: so tests take the GPU's way through a whole model without one.
+pub fn emulated<R>(machine: Machine, f: impl FnOnce() -> R) -> R {
+    struct Before(Option<Machine>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            EMULATION.set(self.0);
+        }
+    }
+    let _before = Before(EMULATION.replace(Some(machine)));
+    f()
+}
+
+/// What runs plans of operations on `x`; `None` where the CPU's own code computes them.
+pub(crate) fn machine(x: &Tensor) -> Option<Machine> {
+    match x.device() {
+        Device::Cpu => EMULATION.get(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Some(launch),
+        _ => None,
+    }
+}
+
+/// The results of a plan, of which there are `N`.
+fn several<const N: usize>(machine: Machine, plan: &Plan<'_>) -> Result<[Tensor; N]> {
+    machine(plan)?
+        .try_into()
+        .map_err(|results: Vec<_>| Error::range(plan.op, "the number of results", N, results.len()))
+}
+
+/// The result of a plan that has one.
+fn one(machine: Machine, plan: &Plan<'_>) -> Result<Tensor> {
+    let [result] = several(machine, plan)?;
+    Ok(result)
 }
 
 /// An argument of an entry point.
