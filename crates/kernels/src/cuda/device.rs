@@ -82,16 +82,6 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
         .collect())
 }
 
-/// The result of a plan that has one.
-pub(super) fn one(plan: &Plan) -> Result<Tensor> {
-    let (op, count) = (plan.op, plan.outputs.len());
-    let mut results = launch(plan)?;
-    match (results.pop(), results.is_empty()) {
-        (Some(result), true) => Ok(result),
-        _ => Err(Error::range(op, "the number of results", "1", count)),
-    }
-}
-
 fn loaded() -> MutexGuard<'static, Option<HashMap<usize, Loaded>>> {
     // What was loaded before a panic is whole.
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -171,10 +161,9 @@ fn start(
             Argument::Null => Value::Word(0),
             Argument::Size(value) => Value::Word(value as u64),
             Argument::Float(value) => Value::Float(value),
-            Argument::Rows(rows) => {
-                let ([a, b, c], [d, e, f]) = (rows.counts, rows.strides);
-                Value::Rows([a, b, c, d, e, f])
-            }
+            Argument::Rows(rows) => Value::Rows(rows.words()),
+            Argument::Heads(heads) => Value::Heads(heads.strides),
+            Argument::Scores(scores) => Value::Scores(scores.words()),
         })
         .collect();
     let mut builder = stream.launch_builder(function);
@@ -183,6 +172,8 @@ fn start(
             Value::Word(word) => builder.arg(word),
             Value::Float(float) => builder.arg(float),
             Value::Rows(rows) => builder.arg(rows),
+            Value::Heads(heads) => builder.arg(heads),
+            Value::Scores(scores) => builder.arg(scores),
         };
     }
     if call.shared_bytes > FREE_SHARED_BYTES {
@@ -209,6 +200,8 @@ enum Value {
     Word(u64),
     Float(f32),
     Rows([u64; 6]),
+    Heads([u64; 3]),
+    Scores([u64; 2]),
 }
 
 /// Pointer to the first element of a view.
