@@ -66,21 +66,37 @@ __device__ inline unsigned find_slots(const uint32_t *indices, size_t n, size_t 
     return first && expert < e ? count : 0;
 }
 
-// sums[i][j] = rows[i] . weights[j], of `width` numbers, N at once. In every lane.
-template <int N, int ROWS, typename T>
+// N numbers of a row from `at` on, in f32: 16 bytes at once where PACKED, else one by one, zeros
+// beyond `width`.
+template <bool PACKED, int N, typename T>
+__device__ inline void take(const T *row, size_t at, size_t width, float (&values)[N]) {
+    if constexpr (PACKED) {
+        load(row + at, values);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            values[i] = at + i < width ? widen(row[at + i]) : 0.0f;
+        }
+    }
+}
+
+// sums[i][j] = rows[i] . weights[j], of `width` numbers, in every lane. The order of the sums is the
+// same whether numbers can be read 16 bytes at once or not.
+template <bool PACKED, int ROWS, typename T>
 __device__ inline void multiply(const T *const (&rows)[ROWS], const T *const (&weights)[WEIGHTS],
                                 size_t width, float (&sums)[ROWS][WEIGHTS]) {
-#pragma unroll 2
+    constexpr int N = PACK<T>;
+#pragma unroll PACKED ? 2 : 1
     for (size_t at = threadIdx.x % WARP * N; at < width; at += WARP * N) {
         float w[WEIGHTS][N];
 #pragma unroll
         for (unsigned j = 0; j < WEIGHTS; ++j) {
-            load(weights[j] + at, w[j]);
+            take<PACKED>(weights[j], at, width, w[j]);
         }
 #pragma unroll
         for (int i = 0; i < ROWS; ++i) {
             float x[N];
-            load(rows[i] + at, x);
+            take<PACKED>(rows[i], at, width, x);
 #pragma unroll
             for (unsigned j = 0; j < WEIGHTS; ++j) {
 #pragma unroll
@@ -112,9 +128,9 @@ __device__ inline void multiply_slots(const uint32_t *slots, unsigned count,
     }
     float sums[ROWS][WEIGHTS] = {};
     if (packed) {
-        multiply<PACK<T>>(rows, weights, width, sums);
+        multiply<true>(rows, weights, width, sums);
     } else {
-        multiply<1>(rows, weights, width, sums);
+        multiply<false>(rows, weights, width, sums);
     }
     // A row's sums are for lanes i * columns on.
     const unsigned lane = threadIdx.x % WARP, own = lane / columns;
