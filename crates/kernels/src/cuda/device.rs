@@ -82,6 +82,13 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
         .collect())
 }
 
+/// Free memory of a device, in bytes.
+pub(super) fn free_bytes(device: &CudaDevice) -> Result<u64> {
+    let stream = device.cuda_stream();
+    let (free, _) = stream.context().mem_get_info().map_err(Error::driver("free memory"))?;
+    Ok(free as u64)
+}
+
 fn loaded() -> MutexGuard<'static, Option<HashMap<usize, Loaded>>> {
     // What was loaded before a panic is whole.
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)

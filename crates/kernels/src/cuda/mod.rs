@@ -100,6 +100,19 @@ pub(crate) fn machine(x: &Tensor) -> Option<Machine> {
     }
 }
 
+/// Free memory of a GPU, in bytes; main memory, which only tests ask about, counts as 1.
+///
+/// # Errors
+///
+/// [`Error::Driver`] where the driver does not say.
+pub fn free_bytes(device: &Device) -> Result<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::free_bytes(device),
+        _ => Ok(1),
+    }
+}
+
 /// The results of a plan, of which there are `N`.
 fn several<const N: usize>(machine: Machine, plan: &Plan<'_>) -> Result<[Tensor; N]> {
     machine(plan)?
