@@ -22,6 +22,7 @@ use crate::{Error, Result};
 pub mod activation;
 pub mod capability;
 pub mod layer_norm;
+mod outbox;
 pub mod rms_norm;
 pub mod rotary;
 pub mod router;
@@ -32,6 +33,7 @@ mod upload;
 mod device;
 #[cfg(feature = "cuda")]
 pub use device::{launch, prepare};
+pub use outbox::{Outbox, Parcel};
 pub(crate) use upload::upload;
 
 /// Bytes of the widest access of a thread.
