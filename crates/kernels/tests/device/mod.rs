@@ -3,6 +3,7 @@
 
 mod activation;
 mod layer_norm;
+mod moe;
 mod rms_norm;
 mod rotary;
 mod router;
