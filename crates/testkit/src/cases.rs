@@ -177,7 +177,7 @@ pub const ATTENTION: &[Attention] = &[
     Attention { lengths: &[1, 0, 1, 1], offsets: &[900, 5, 0, 63], d_head: 64, ..OCTET },
     Attention { lengths: &[3, 8], offsets: &[500, 120], window: Some(100), d_head: 128, ..OCTET },
     Attention { lengths: &[8, 2], offsets: &[333, 0], d_head: 256, d_value: 256, ..CAPPED },
-    Attention { lengths: &[2], offsets: &[4000], d_head: 80, d_value: 80, ..PLAIN },
+    Attention { lengths: &[2], offsets: &[1400], d_head: 80, d_value: 80, ..PLAIN },
     Attention { lengths: &[512], ..SMALL_MODEL },
     Attention { lengths: &[2048], ..SMALL_MODEL },
     Attention { lengths: &[2048], soft_cap: Some(50.0), ..SMALL_MODEL },
