@@ -142,7 +142,8 @@ const SMALL_MODEL: Attention =
     Attention { heads: 9, kv_heads: 3, d_head: 64, d_value: 64, bench: true, ..PLAIN };
 
 /// Edges of lanes and tiles, ragged batches, caches, windows, grouped heads, odd
-/// widths, sharp heads, capped scores; then a 135M-parameter model's layer.
+/// widths, sharp heads, capped scores, the widths of models' heads; then a 135M-parameter
+/// model's layer.
 pub const ATTENTION: &[Attention] = &[
     PLAIN,
     Attention { lengths: &[1], ..PLAIN },
@@ -165,6 +166,26 @@ pub const ATTENTION: &[Attention] = &[
     Attention { lengths: &[300], soft_cap: Some(50.0), sharpness: 20.0, ..PLAIN },
     Attention { lengths: &[40, 1, 7], offsets: &[0, 300, 5], soft_cap: Some(2.0), ..GROUPED },
     Attention { lengths: &[400, 3], offsets: &[0, 380], window: Some(64), ..CAPPED },
+    Attention { lengths: &[200], d_head: 2, soft_cap: Some(2.0), ..PLAIN },
+    Attention { lengths: &[63, 1], offsets: &[0, 700], d_head: 20, heads: 1, kv_heads: 1, ..PLAIN },
+    Attention {
+        lengths: &[70, 0, 65],
+        offsets: &[0, 0, 130],
+        d_head: 64,
+        heads: 8,
+        kv_heads: 1,
+        ..PLAIN
+    },
+    Attention { lengths: &[130], d_head: 80, window: Some(33), ..PLAIN },
+    Attention {
+        lengths: &[129, 64],
+        offsets: &[0, 70],
+        d_head: 128,
+        heads: 3,
+        kv_heads: 1,
+        ..PLAIN
+    },
+    Attention { lengths: &[67], d_head: 256, heads: 1, kv_heads: 1, ..PLAIN },
     Attention { lengths: &[512], ..SMALL_MODEL },
     Attention { lengths: &[2048], ..SMALL_MODEL },
     Attention { lengths: &[2048], soft_cap: Some(50.0), ..SMALL_MODEL },

@@ -20,6 +20,7 @@ use crate::attention::AttentionOptions;
 use crate::{Error, Result};
 
 pub mod activation;
+pub mod attention_pattern;
 pub mod capability;
 pub mod layer_norm;
 pub mod rms_norm;

@@ -2,7 +2,9 @@
 //! the one `machine` or the other, which runs plans.
 
 mod activation;
+mod attention_pattern;
 mod layer_norm;
+mod queries;
 mod rms_norm;
 mod rotary;
 mod router;
