@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention_pattern;
+mod attention_summary;
 mod layer_norm;
 mod queries;
 mod rms_norm;
