@@ -16,11 +16,11 @@
 // Dynamic shared memory is named by DYNAMIC_SHARED(T, name) inside a kernel, static shared memory
 // by __shared__ as usual.
 //
-// Two paths. DEVICE_INSTRUCTIONS is defined where tensor-core instructions, cp.async and other
-// inline PTX can be compiled, which is under nvcc alone. What needs them stands behind this one
-// #ifdef, as a function or an entry point with a plain twin of the same interface: the twin is
-// what emulation runs. An entry point behind it has its twin as a further entry point,
-// <op>_<variant>_plain_<dtype>, compiled always, so that on a GPU the two can be compared.
+// Two paths. DEVICE_INSTRUCTIONS is defined where inline PTX can be compiled, which is under nvcc
+// alone. What needs it stands behind this one #ifdef, as a function with another body for emulation:
+// mma.cuh has those of tensor cores and cp.async, over which kernels are written once. An entry point
+// behind it has a plain twin as a further entry point, <op>_<variant>_plain_<dtype>, compiled
+// always, so that on a GPU the two can be compared.
 #pragma once
 
 #include <cstddef>

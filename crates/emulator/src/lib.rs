@@ -9,9 +9,11 @@
 //! every [`Order`]: a missing barrier hides in some of them. The [`Build::Sanitized`] build finds
 //! accesses outside of buffers and of shared memory, and undefined behaviour.
 //!
-//! What it cannot show: tensor-core instructions, `cp.async` and inline PTX (their plain twins run
-//! instead), the device's weak memory order, races between two points of waiting that no order
-//! brings out, bank conflicts, speed.
+//! The tensor-core product, the loads of its fragments and the copies beside the work (`cp.async`)
+//! are modelled lane by lane, so kernels that use them run as they are.
+//!
+//! What it cannot show: the text of inline PTX, the device's weak memory order, races between two
+//! points of waiting that no order brings out, bank conflicts, speed.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};

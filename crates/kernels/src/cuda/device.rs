@@ -69,8 +69,8 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
     };
     let mut outputs = Vec::with_capacity(plan.outputs.len());
     for (dtype, dims) in &plan.outputs {
-        // SAFETY: an output is contiguous and the entry point writes all of it, as every plan's
-        // does; the emulated tests find an element that it leaves.
+        // SAFETY: an output is contiguous and the entry point writes all of it that anyone reads, as
+        // every plan's does; the emulated tests find an element that it leaves.
         let output = unsafe { device.alloc_uninit(&Shape::from(dims.as_slice()), *dtype) };
         outputs.push(output.map_err(Error::candle(op))?);
     }

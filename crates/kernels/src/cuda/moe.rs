@@ -148,10 +148,16 @@ pub fn group(machine: Machine, indices: &Tensor, e: usize, tiles: Tiles) -> Resu
     expect(OP, "indices", indices, DType::U32, &[n, k])?;
     check_counts(n, k, e)?;
     let slots = n * k;
+    if slots == 0 {
+        let zeros = |length: usize| Tensor::zeros(length, DType::U32, indices.device());
+        let groups =
+            || Ok(Groups { slots: zeros(0)?, starts: zeros(e + 1)?, tiles: zeros(e + 1)? });
+        return groups().map_err(Error::candle(OP));
+    }
     let pieces = slots.div_ceil(PIECE);
     let call = |entry: &str, count: usize, arguments: Vec<Argument>| -> Result<Option<Call>> {
         let grid = [blocks(OP, count)?, 1, 1];
-        Ok((slots > 0).then(|| call("moe_sort", entry, grid, THREADS as u32, 0, arguments)))
+        Ok(Some(call("moe_sort", entry, grid, THREADS as u32, 0, arguments)))
     };
     let size = Argument::Size;
 

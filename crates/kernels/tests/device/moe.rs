@@ -364,6 +364,9 @@ fn no_slots_are_no_launch() {
     assert_eq!((y.dims(), LAUNCHES.get()), (&[0, 8][..], 0));
     let groups = group(machine, &routing.indices, 3, Tiles::Flat).unwrap();
     assert_eq!((groups.slots.dims(), LAUNCHES.get()), (&[0][..], 0));
+    for zeros in [groups.starts, groups.tiles] {
+        assert_eq!(zeros.to_vec1::<u32>().unwrap(), [0; 4]);
+    }
 }
 
 #[test]
