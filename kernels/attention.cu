@@ -137,26 +137,29 @@ __device__ inline bool packed(const T *first, const Heads &at, uint32_t width) {
 template <int D, int ROWS, int THREADS, typename T, typename Vector>
 __device__ inline void fill(T *tile, const T *anywhere, uint32_t width, bool packed, Vector vector) {
     constexpr int N = PACK<T>, P = D / N, LANES = P % 8 == 0 ? 8 : 4;
-    static_assert(P % LANES == 0 && THREADS % LANES == 0, "whole rows");
-    const int lane = int(threadIdx.x) % LANES;
+    static_assert(P % LANES == 0 && THREADS % LANES == 0 && ROWS % (THREADS / LANES) == 0, "whole rows");
+    const int lane = int(threadIdx.x) % LANES, first = int(threadIdx.x) / LANES;
+    if (packed) {
 #pragma unroll
-    for (int first = 0; first < ROWS; first += THREADS / LANES) {
-        const int row = first + int(threadIdx.x) / LANES;
-        if (ROWS % (THREADS / LANES) != 0 && row >= ROWS) {
-            break;
-        }
-        const T *const from = vector(row);
+        for (int rows = 0; rows < ROWS; rows += THREADS / LANES) {
+            const int row = rows + first;
+            const T *const from = vector(row);
 #pragma unroll
-        for (int pack = lane; pack < P; pack += LANES) {
-            T *const to = tile + swizzled<P>(row, pack) * N;
-            const bool there = from != nullptr && uint32_t(pack * N) < width;
-            if (packed) {
-                copy_async(to, there ? from + pack * N : anywhere, there);
-            } else {
-                for (int i = 0; i < N; ++i) {
-                    to[i] = there && uint32_t(pack * N + i) < width ? from[pack * N + i] : narrow<T>(0.0f);
-                }
+            for (int packs = 0; packs < P; packs += LANES) {
+                const int pack = packs + lane;
+                const bool there = from != nullptr && uint32_t(pack * N) < width;
+                copy_async(tile + swizzled<P>(row, pack) * N, there ? from + pack * N : anywhere, there);
             }
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int row = first; row < ROWS; row += THREADS / LANES) {
+        const T *const from = vector(row);
+#pragma unroll 1
+        for (int column = lane; column < D; column += LANES) {
+            const bool there = from != nullptr && uint32_t(column) < width;
+            tile[swizzled<P>(row, column / N) * N + column % N] = there ? from[column] : narrow<T>(0.0f);
         }
     }
 }
@@ -178,16 +181,15 @@ template <int D, int KEYS, int SLOTS, int THREADS, typename T> struct Ring {
     __device__ T *slot(uint32_t piece) const { return slots + piece % SLOTS * (KEYS * D); }
 
     // Begins to copy a piece, if there is one; a group of copies either way.
-    __device__ void fetch(uint32_t piece) const {
+    template <bool OF_KEYS> __device__ void fetch(uint32_t piece) const {
         const uint32_t tile = work.first_tile + piece / 2;
         if (tile < work.end_tile) {
             const uint32_t first = tile * KEYS;
-            const bool of_keys = piece % 2 == 0;
-            const T *const from = of_keys ? keys : values;
-            const size_t step = of_keys ? task.k_at.pos : task.v_at.pos;
+            const T *const from = OF_KEYS ? keys : values;
+            const size_t step = OF_KEYS ? task.k_at.pos : task.v_at.pos;
             // What no row of the block sees may hold anything: it is not read.
-            fill<D, KEYS, THREADS>(slot(piece), from, of_keys ? task.d : task.d_value,
-                                   of_keys ? keys_packed : values_packed, [&](int row) -> const T * {
+            fill<D, KEYS, THREADS>(slot(piece), from, OF_KEYS ? task.d : task.d_value,
+                                   OF_KEYS ? keys_packed : values_packed, [&](int row) -> const T * {
                                        const uint32_t key = first + row;
                                        return key >= work.first_key && key < work.end ? from + key * step : nullptr;
                                    });
@@ -195,13 +197,21 @@ template <int D, int KEYS, int SLOTS, int THREADS, typename T> struct Ring {
         commit();
     }
 
-    // Waits for a piece, of which `AHEAD` later ones have been begun, and begins the next one in
-    // the slot of the one before. All threads must call it.
-    template <int AHEAD> __device__ const T *take(uint32_t piece) const {
-        static_assert(AHEAD + 2 == SLOTS, "one slot is worked on, one was");
-        wait<AHEAD>();
+    // Begins with all pieces but the last that there are slots for.
+    __device__ void begin() const {
+        fetch<true>(0);
+        if constexpr (SLOTS == 3) {
+            fetch<false>(1);
+        }
+    }
+
+    // Waits for a piece, while later ones are on their way, and begins the next one in the slot of
+    // the one before. All threads must call it.
+    template <bool OF_KEYS> __device__ const T *take(uint32_t piece) const {
+        static_assert(SLOTS == 2 || SLOTS == 3, "one slot is worked on, one was");
+        wait<SLOTS - 2>();
         __syncthreads();
-        fetch(piece + SLOTS - 1);
+        fetch<(SLOTS % 2 == 1) == OF_KEYS>(piece + SLOTS - 1);
         return slot(piece);
     }
 };
@@ -323,6 +333,8 @@ __device__ inline void clear(const Task<T> &task, const Work &work, const Part &
 template <int D_, int WARPS_, int TILES_, int KEYS_> struct Tensor {
     static constexpr int D = D_, WARPS = WARPS_, TILES = TILES_, KEYS = KEYS_, SLOTS = 3;
     static constexpr int THREADS = WARPS * WARP, ROWS_OF_WARP = TILES * 16, ROWS = WARPS * ROWS_OF_WARP;
+    // Of a processor, as its registers allow.
+    static constexpr int BLOCKS = 256 / THREADS;
 };
 
 template <typename S, typename T, typename To>
@@ -344,8 +356,7 @@ __device__ void attend(const Task<T> &task, const To &to) {
     }
     const Ring<D, KEYS, S::SLOTS, S::THREADS, T> ring(task, work, shared + S::ROWS * D);
     fill_queries<D, S::ROWS, S::THREADS>(q_tile, task, work);
-    ring.fetch(0);
-    ring.fetch(1);
+    ring.begin();
 
     const uint32_t lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * S::ROWS_OF_WARP;
     const uint32_t lowest = position(task, work, warp_row);
@@ -378,7 +389,7 @@ __device__ void attend(const Task<T> &task, const To &to) {
         const bool some = first <= highest && (last >= lowest || lowest - last < reach);
         const bool all = last <= lowest && highest - first < reach;
 
-        const T *const k_tile = ring.template take<1>(piece);
+        const T *const k_tile = ring.template take<true>(piece);
         FragmentA<T> weights[TILES][KEYS / 16];
         if (some) {
             Accumulator scores[TILES][KEYS / 8] = {};
@@ -463,7 +474,7 @@ __device__ void attend(const Task<T> &task, const To &to) {
             }
         }
 
-        const T *const v_tile = ring.template take<1>(piece + 1);
+        const T *const v_tile = ring.template take<false>(piece + 1);
         if (some) {
 #pragma unroll
             for (int k = 0; k < KEYS / 16; ++k) {
@@ -551,6 +562,7 @@ __device__ void attend(const Task<T> &task, const To &to) {
 template <int D_, int ROWS_, int KEYS_> struct Plain {
     static constexpr int D = D_, ROWS = ROWS_, KEYS = KEYS_, SLOTS = 2;
     static constexpr int THREADS = ROWS / 4 * 16;
+    static constexpr int BLOCKS = (D > 128 ? 256 : 512) / THREADS;
     // Rows of weights, so that those of two quarters of a warp are in different banks.
     static constexpr int WEIGHTS = KEYS + 4;
 };
@@ -578,7 +590,7 @@ template <typename S, typename To> __device__ void attend(const Task<float> &tas
     }
     const Ring<D, KEYS, S::SLOTS, S::THREADS, float> ring(task, work, shared + S::ROWS * D);
     fill_queries<D, S::ROWS, S::THREADS>(q_tile, task, work);
-    ring.fetch(0);
+    ring.begin();
 
     const int column = int(threadIdx.x) % 16, own_row = int(threadIdx.x) / 16 * 4;
     const Base2 base2(task.scores);
@@ -598,7 +610,7 @@ template <typename S, typename To> __device__ void attend(const Task<float> &tas
     }
 
     for (uint32_t tile = work.first_tile, piece = 0; tile < work.end_tile; ++tile, piece += 2) {
-        const float *const k_tile = ring.template take<0>(piece);
+        const float *const k_tile = ring.template take<true>(piece);
         float scores[4][OWN_KEYS] = {};
 #pragma unroll 4
         for (int pack = 0; pack < P; ++pack) {
@@ -654,7 +666,7 @@ template <typename S, typename To> __device__ void attend(const Task<float> &tas
         }
 
         // Waits for the weights as well.
-        const float *const v_tile = ring.template take<0>(piece + 1);
+        const float *const v_tile = ring.template take<false>(piece + 1);
 #pragma unroll 2
         for (int key = 0; key < KEYS; key += 4) {
             float weights[4][4];
@@ -800,13 +812,13 @@ __device__ void combine(const float *sums, const float *bases, const uint32_t *l
             uint32_t(h), uint32_t(group), uint32_t(d), uint32_t(d_value)                           \
     }
 #define ATTENTION(name, dtype, T, ...)                                                             \
-    KERNEL(__launch_bounds__(__VA_ARGS__::THREADS) attention_##name##_##dtype)                     \
+    KERNEL(__launch_bounds__(__VA_ARGS__::THREADS, __VA_ARGS__::BLOCKS) attention_##name##_##dtype)                     \
     (INPUTS(T), T *z, float *lse, SIZES) {                                                         \
         attend<__VA_ARGS__>(TASK(T), Whole<T>{z, lse});                                            \
     }                                                                                              \
     EXPORT(attention_##name##_##dtype)
 #define DECODE(name, dtype, T, ...)                                                                \
-    KERNEL(__launch_bounds__(__VA_ARGS__::THREADS) attention_decode_##name##_##dtype)              \
+    KERNEL(__launch_bounds__(__VA_ARGS__::THREADS, __VA_ARGS__::BLOCKS) attention_decode_##name##_##dtype)              \
     (INPUTS(T), float *sums, float *bases, SIZES, size_t n_splits) {                               \
         attend<__VA_ARGS__>(TASK(T), Part{sums, bases, uint32_t(n_splits)});                       \
     }                                                                                              \
