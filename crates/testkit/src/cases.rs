@@ -179,8 +179,35 @@ pub const ATTENTION: &[Attention] = &[
     Attention { lengths: &[3, 8], offsets: &[500, 120], window: Some(100), d_head: 128, ..OCTET },
     Attention { lengths: &[8, 2], offsets: &[333, 0], d_head: 256, d_value: 256, ..CAPPED },
     Attention { lengths: &[2], offsets: &[1400], d_head: 80, d_value: 80, ..PLAIN },
+    Attention { lengths: &[200], d_head: 2, soft_cap: Some(2.0), ..PLAIN },
+    Attention { lengths: &[63, 1], offsets: &[0, 700], d_head: 20, heads: 1, kv_heads: 1, ..PLAIN },
+    Attention { lengths: &[130], d_head: 80, window: Some(33), ..PLAIN },
     Attention { lengths: &[512], ..SMALL_MODEL },
     Attention { lengths: &[2048], ..SMALL_MODEL },
     Attention { lengths: &[2048], soft_cap: Some(50.0), ..SMALL_MODEL },
     Attention { lengths: &[1], offsets: &[2047], ..SMALL_MODEL },
+];
+
+/// Mixtures of experts: tokens, width, width of the hidden layer, experts, how many of them are
+/// chosen (one may be chosen twice). Up to 8 tokens and more; experts with few and with many of
+/// them; widths of whole 16 bytes and others; more routed entries than 8,192.
+pub const MOE: [(usize, usize, usize, usize, usize); 18] = [
+    (0, 8, 8, 4, 2),
+    (1, 1, 1, 1, 1),
+    (1, 33, 17, 5, 3),
+    (1, 64, 64, 8, 2),
+    (3, 72, 40, 4, 2),
+    (7, 520, 24, 2, 1),
+    (8, 40, 72, 3, 16),
+    (9, 1, 1, 1, 1),
+    (9, 33, 17, 8, 2),
+    (9, 16, 48, 2, 16),
+    (33, 200, 136, 4, 2),
+    (40, 24, 16, 512, 16),
+    (50, 64, 64, 8, 2),
+    (70, 40, 70, 2, 2),
+    (300, 136, 72, 3, 1),
+    (130, 33, 65, 2, 1),
+    (600, 8, 8, 16, 16),
+    (560, 8, 8, 512, 16),
 ];
