@@ -7,8 +7,8 @@
 // of rows and goes through the keys that some of them sees, a tile at a time: products with the
 // queries, exponentials in base 2 relative to each row's maximum so far (the online softmax), sums
 // of values; one division at the end. Tiles of keys and of values follow one another through a ring
-// of slots in shared memory, copied while earlier ones are worked on. The tiles that see the most
-// keys come first in the grid.
+// of slots in shared memory, copied while earlier ones are worked on. The tiles of rows that see the
+// most keys come first in the grid.
 //
 //   attention_<D>         one block a tile of rows
 //   attention_decode_<D>  small tiles of rows, and the keys of each divided among `n_splits` blocks,
@@ -126,6 +126,31 @@ __device__ inline uint32_t position(const Task<T> &task, const Work &work, uint3
     return work.offset + (work.first_row + min(row, work.n_rows - 1)) / task.group;
 }
 
+// The query and the head of a row of a block.
+struct Row {
+    uint32_t query, head;
+
+    template <typename T>
+    __device__ Row(const Task<T> &task, const Work &work, uint32_t row)
+        : query((work.first_row + row) / task.group),
+          head(work.kv_head * task.group + (work.first_row + row) % task.group) {}
+
+    // Where its result is.
+    template <typename T> __device__ size_t in_z(const Task<T> &task, const Work &work) const {
+        return ((size_t(work.batch) * task.t + query) * task.h + head) * task.d_value;
+    }
+    template <typename T> __device__ size_t in_lse(const Task<T> &task, const Work &work) const {
+        return (size_t(work.batch) * task.h + head) * task.t + query;
+    }
+};
+
+// A key is seen from positions less than this behind it. From before it never: the difference is
+// then 2^31 and more.
+__device__ inline uint32_t reach_of(const Scores &scores) {
+    constexpr uint32_t all = 0x80000000u;
+    return scores.window == 0 || scores.window > all ? all : uint32_t(scores.window);
+}
+
 // Whether vectors can be read 16 bytes at a time.
 template <typename T>
 __device__ inline bool packed(const T *first, const Heads &at, uint32_t width) {
@@ -137,26 +162,29 @@ __device__ inline bool packed(const T *first, const Heads &at, uint32_t width) {
 template <int D, int ROWS, int THREADS, typename T, typename Vector>
 __device__ inline void fill(T *tile, const T *anywhere, uint32_t width, bool packed, Vector vector) {
     constexpr int N = PACK<T>, P = D / N, LANES = P % 8 == 0 ? 8 : 4;
-    static_assert(P % LANES == 0 && THREADS % LANES == 0, "whole rows");
-    const int lane = int(threadIdx.x) % LANES;
+    static_assert(P % LANES == 0 && THREADS % LANES == 0 && ROWS % (THREADS / LANES) == 0, "whole rows");
+    const int lane = int(threadIdx.x) % LANES, first = int(threadIdx.x) / LANES;
+    if (packed) {
 #pragma unroll
-    for (int first = 0; first < ROWS; first += THREADS / LANES) {
-        const int row = first + int(threadIdx.x) / LANES;
-        if (ROWS % (THREADS / LANES) != 0 && row >= ROWS) {
-            break;
-        }
-        const T *const from = vector(row);
+        for (int rows = 0; rows < ROWS; rows += THREADS / LANES) {
+            const int row = rows + first;
+            const T *const from = vector(row);
 #pragma unroll
-        for (int pack = lane; pack < P; pack += LANES) {
-            T *const to = tile + swizzled<P>(row, pack) * N;
-            const bool there = from != nullptr && uint32_t(pack * N) < width;
-            if (packed) {
-                copy_async(to, there ? from + pack * N : anywhere, there);
-            } else {
-                for (int i = 0; i < N; ++i) {
-                    to[i] = there && uint32_t(pack * N + i) < width ? from[pack * N + i] : narrow<T>(0.0f);
-                }
+            for (int packs = 0; packs < P; packs += LANES) {
+                const int pack = packs + lane;
+                const bool there = from != nullptr && uint32_t(pack * N) < width;
+                copy_async(tile + swizzled<P>(row, pack) * N, there ? from + pack * N : anywhere, there);
             }
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int row = first; row < ROWS; row += THREADS / LANES) {
+        const T *const from = vector(row);
+#pragma unroll 1
+        for (int column = lane; column < D; column += LANES) {
+            const bool there = from != nullptr && uint32_t(column) < width;
+            tile[swizzled<P>(row, column / N) * N + column % N] = there ? from[column] : narrow<T>(0.0f);
         }
     }
 }
@@ -170,7 +198,8 @@ template <int D, int KEYS, int SLOTS, int THREADS, typename T> struct Ring {
     bool keys_packed, values_packed;
 
     __device__ Ring(const Task<T> &task, const Work &work, T *slots)
-        : task(task), work(work), slots(slots), keys(task.k + start_of(task.k_at, work.batch, 0, work.kv_head)),
+        : task(task), work(work), slots(slots),
+          keys(task.k + start_of(task.k_at, work.batch, 0, work.kv_head)),
           values(task.v + start_of(task.v_at, work.batch, 0, work.kv_head)),
           keys_packed(packed(task.k, task.k_at, task.d)),
           values_packed(packed(task.v, task.v_at, task.d_value)) {}
@@ -178,30 +207,38 @@ template <int D, int KEYS, int SLOTS, int THREADS, typename T> struct Ring {
     __device__ T *slot(uint32_t piece) const { return slots + piece % SLOTS * (KEYS * D); }
 
     // Begins to copy a piece, if there is one; a group of copies either way.
-    __device__ void fetch(uint32_t piece) const {
+    template <bool OF_KEYS> __device__ void fetch(uint32_t piece) const {
         const uint32_t tile = work.first_tile + piece / 2;
         if (tile < work.end_tile) {
             const uint32_t first = tile * KEYS;
-            const bool of_keys = piece % 2 == 0;
-            const T *const from = of_keys ? keys : values;
-            const size_t step = of_keys ? task.k_at.pos : task.v_at.pos;
+            const T *const from = OF_KEYS ? keys : values;
+            const size_t step = OF_KEYS ? task.k_at.pos : task.v_at.pos;
             // What no row of the block sees may hold anything: it is not read.
-            fill<D, KEYS, THREADS>(slot(piece), from, of_keys ? task.d : task.d_value,
-                                   of_keys ? keys_packed : values_packed, [&](int row) -> const T * {
-                                       const uint32_t key = first + row;
-                                       return key >= work.first_key && key < work.end ? from + key * step : nullptr;
-                                   });
+            const auto vector = [&](int row) -> const T * {
+                const uint32_t key = first + row;
+                return key >= work.first_key && key < work.end ? from + key * step : nullptr;
+            };
+            fill<D, KEYS, THREADS>(slot(piece), from, OF_KEYS ? task.d : task.d_value,
+                                   OF_KEYS ? keys_packed : values_packed, vector);
         }
         commit();
     }
 
-    // Waits for a piece, of which `AHEAD` later ones have been begun, and begins the next one in
-    // the slot of the one before. All threads must call it.
-    template <int AHEAD> __device__ const T *take(uint32_t piece) const {
-        static_assert(AHEAD + 2 == SLOTS, "one slot is worked on, one was");
-        wait<AHEAD>();
+    // Begins with all pieces but the last that there are slots for.
+    __device__ void begin() const {
+        fetch<true>(0);
+        if constexpr (SLOTS == 3) {
+            fetch<false>(1);
+        }
+    }
+
+    // Waits for a piece, while later ones are on their way, and begins the next one in the slot of
+    // the one before. All threads must call it.
+    template <bool OF_KEYS> __device__ const T *take(uint32_t piece) const {
+        static_assert(SLOTS == 2 || SLOTS == 3, "one slot is worked on, one was");
+        wait<SLOTS - 2>();
         __syncthreads();
-        fetch(piece + SLOTS - 1);
+        fetch<(SLOTS % 2 == 1) == OF_KEYS>(piece + SLOTS - 1);
         return slot(piece);
     }
 };
@@ -209,13 +246,13 @@ template <int D, int KEYS, int SLOTS, int THREADS, typename T> struct Ring {
 // Begins to fill a tile of ROWS queries.
 template <int D, int ROWS, int THREADS, typename T>
 __device__ inline void fill_queries(T *tile, const Task<T> &task, const Work &work) {
-    fill<D, ROWS, THREADS>(tile, task.q, task.d, packed(task.q, task.q_at, task.d), [&](int row) -> const T * {
+    const bool whole = packed(task.q, task.q_at, task.d);
+    fill<D, ROWS, THREADS>(tile, task.q, task.d, whole, [&](int row) -> const T * {
         if (uint32_t(row) >= work.n_rows) {
             return nullptr;
         }
-        const uint32_t index = work.first_row + row, query = index / task.group;
-        const uint32_t head = work.kv_head * task.group + index - query * task.group;
-        return task.q + start_of(task.q_at, work.batch, query, head);
+        const Row of(task, work, row);
+        return task.q + start_of(task.q_at, work.batch, of.query, of.head);
     });
 }
 
@@ -226,9 +263,12 @@ struct Base2 {
 
     // The order of products is that of scores unless they are capped or turned round.
     __device__ Base2(const Scores &scores)
-        : direct(scores.soft_cap == 0.0f && scores.factor > 0.0f), factor(direct ? scores.factor * LOG2_E : 1.0f) {}
+        : direct(scores.soft_cap == 0.0f && scores.factor > 0.0f),
+          factor(direct ? scores.factor * LOG2_E : 1.0f) {}
 
-    __device__ float product(const Scores &scores, float x) const { return direct ? x : score(scores, x) * LOG2_E; }
+    __device__ float product(const Scores &scores, float x) const {
+        return direct ? x : score(scores, x) * LOG2_E;
+    }
 };
 
 // The online softmax of one row: the largest of `factor`ed numbers so far, the sum of exponentials
@@ -263,25 +303,6 @@ __device__ inline float finish(float base, float sum, const float *sink, float &
     return weight / sum;
 }
 
-// Where in lse a row of a group is.
-template <typename T> __device__ inline size_t lse_of(const Task<T> &task, const Work &work, uint32_t row) {
-    const uint32_t index = work.first_row + row, query = index / task.group;
-    const uint32_t head = work.kv_head * task.group + index - query * task.group;
-    return (size_t(work.batch) * task.h + head) * task.t + query;
-}
-
-// Where in z a row of a group is.
-template <typename T> __device__ inline size_t z_of(const Task<T> &task, const Work &work, uint32_t row) {
-    const uint32_t index = work.first_row + row, query = index / task.group;
-    const uint32_t head = work.kv_head * task.group + index - query * task.group;
-    return ((size_t(work.batch) * task.t + query) * task.h + head) * task.d_value;
-}
-
-template <typename T> __device__ inline const float *sink_of(const Task<T> &task, const Work &work, uint32_t row) {
-    const uint32_t head = work.kv_head * task.group + (work.first_row + row) % task.group;
-    return task.sinks == nullptr ? nullptr : task.sinks + head;
-}
-
 // Which part of sums and bases is a row's.
 template <typename T>
 __device__ inline size_t part_of(const Task<T> &task, const Work &work, uint32_t row, uint32_t n_splits) {
@@ -289,40 +310,43 @@ __device__ inline size_t part_of(const Task<T> &task, const Work &work, uint32_t
     return (group * (task.t * task.group) + work.first_row + row) * n_splits + work.split;
 }
 
-// Rows of a block there are, the invalid ones included.
-template <int ROWS, typename T> __device__ inline uint32_t all_rows(const Task<T> &task, const Work &work) {
-    return min(task.t * task.group - work.first_row, uint32_t(ROWS));
-}
-
-// Zeros for the rows that are not valid.
-template <int ROWS, int THREADS, typename T>
-__device__ inline void clear(const Task<T> &task, const Work &work, const Whole<T> &to) {
-    const uint32_t n_rows = all_rows<ROWS>(task, work);
-    for (uint32_t row = work.n_rows + threadIdx.x / WARP; row < n_rows; row += THREADS / WARP) {
-        T *const z = to.z + z_of(task, work, row);
-        for (uint32_t i = threadIdx.x % WARP; i < task.d_value; i += WARP) {
-            z[i] = narrow<T>(0.0f);
+// Writes what takes no keys: zeros for the rows that are not valid. Whether that is all.
+template <typename S, typename T>
+__device__ inline bool without_keys(const Task<T> &task, const Work &work, const Whole<T> &to) {
+    const uint32_t n_rows = min(task.t * task.group - work.first_row, uint32_t(S::ROWS));
+    const uint32_t lane = threadIdx.x % WARP;
+    for (uint32_t row = work.n_rows + threadIdx.x / WARP; row < n_rows; row += S::THREADS / WARP) {
+        const Row of(task, work, row);
+        for (uint32_t i = lane; i < task.d_value; i += WARP) {
+            to.z[of.in_z(task, work) + i] = narrow<T>(0.0f);
         }
-        if (threadIdx.x % WARP == 0) {
-            to.lse[lse_of(task, work, row)] = 0.0f;
+        if (lane == 0) {
+            to.lse[of.in_lse(task, work)] = 0.0f;
         }
     }
+    return work.n_rows == 0;
 }
 
-// A part without keys: a sum of nothing.
-template <int THREADS, typename T>
-__device__ inline void clear(const Task<T> &task, const Work &work, const Part &to) {
-    for (uint32_t row = threadIdx.x; row < work.n_rows; row += THREADS) {
+// Writes that a part without keys is a sum of nothing. Whether it is one.
+template <typename S, typename T>
+__device__ inline bool without_keys(const Task<T> &task, const Work &work, const Part &to) {
+    if (work.first_tile < work.end_tile) {
+        return false;
+    }
+    for (uint32_t row = threadIdx.x; row < work.n_rows; row += S::THREADS) {
         float *const base = to.bases + 2 * part_of(task, work, row, to.n_splits);
         base[0] = NOTHING;
         base[1] = 0.0f;
     }
+    return true;
 }
 
 // On tensor cores: WARPS of 16 TILES rows each, KEYS keys at a time, D / 8 * 4 TILES sums a lane.
 template <int D_, int WARPS_, int TILES_, int KEYS_> struct Tensor {
     static constexpr int D = D_, WARPS = WARPS_, TILES = TILES_, KEYS = KEYS_, SLOTS = 3;
     static constexpr int THREADS = WARPS * WARP, ROWS_OF_WARP = TILES * 16, ROWS = WARPS * ROWS_OF_WARP;
+    // Of a processor, as its registers allow.
+    static constexpr int BLOCKS = 256 / THREADS;
 };
 
 template <typename S, typename T, typename To>
@@ -331,31 +355,18 @@ __device__ void attend(const Task<T> &task, const To &to) {
     DYNAMIC_SHARED(T, shared);
     T *const q_tile = shared;
     const Work work = work_of<S::ROWS, KEYS>(task, to.n_splits);
-    if constexpr (To::split) {
-        if (work.first_tile == work.end_tile) {
-            clear<S::THREADS>(task, work, to);
-            return;
-        }
-    } else {
-        clear<S::ROWS, S::THREADS>(task, work, to);
-        if (work.n_rows == 0) {
-            return;
-        }
+    if (without_keys<S>(task, work, to)) {
+        return;
     }
     const Ring<D, KEYS, S::SLOTS, S::THREADS, T> ring(task, work, shared + S::ROWS * D);
     fill_queries<D, S::ROWS, S::THREADS>(q_tile, task, work);
-    ring.fetch(0);
-    ring.fetch(1);
+    ring.begin();
 
     const uint32_t lane = threadIdx.x % WARP, warp_row = threadIdx.x / WARP * S::ROWS_OF_WARP;
     const uint32_t lowest = position(task, work, warp_row);
     const uint32_t highest = position(task, work, warp_row + S::ROWS_OF_WARP - 1);
     const Base2 base2(task.scores);
-    // A key is seen from positions less than `reach` behind it; from before it never, as the
-    // difference is then 2^31 and more.
-    const uint32_t reach = task.scores.window == 0 || task.scores.window > 0x7fffffff
-                               ? 0x80000000u
-                               : uint32_t(task.scores.window);
+    const uint32_t reach = reach_of(task.scores);
     // Of the lane's rows: lane / 4 of each 16, and eight below.
     uint32_t positions[TILES][2];
     Running running[TILES][2];
@@ -378,7 +389,7 @@ __device__ void attend(const Task<T> &task, const To &to) {
         const bool some = first <= highest && (last >= lowest || lowest - last < reach);
         const bool all = last <= lowest && highest - first < reach;
 
-        const T *const k_tile = ring.template take<1>(piece);
+        const T *const k_tile = ring.template take<true>(piece);
         FragmentA<T> weights[TILES][KEYS / 16];
         if (some) {
             Accumulator scores[TILES][KEYS / 8] = {};
@@ -463,7 +474,7 @@ __device__ void attend(const Task<T> &task, const To &to) {
             }
         }
 
-        const T *const v_tile = ring.template take<1>(piece + 1);
+        const T *const v_tile = ring.template take<false>(piece + 1);
         if (some) {
 #pragma unroll
             for (int k = 0; k < KEYS / 16; ++k) {
@@ -510,9 +521,11 @@ __device__ void attend(const Task<T> &task, const To &to) {
                 }
             } else {
                 float lse;
-                const float factor = finish(base, sum, sink_of(task, work, row), lse);
+                const Row of(task, work, row);
+                const float *const sink = task.sinks == nullptr || !valid ? nullptr : task.sinks + of.head;
+                const float factor = finish(base, sum, sink, lse);
                 if (valid && lane % 4 == 0) {
-                    to.lse[lse_of(task, work, row)] = lse;
+                    to.lse[of.in_lse(task, work)] = lse;
                 }
 #pragma unroll
                 for (int n = 0; n < D / 8; ++n) {
@@ -533,7 +546,7 @@ __device__ void attend(const Task<T> &task, const To &to) {
                 continue;
             }
             const T *const from = q_tile + swizzled<P>(int(row), int(i % P)) * PACK<T>;
-            T *const z = to.z + z_of(task, work, row) + column;
+            T *const z = to.z + Row(task, work, row).in_z(task, work) + column;
             using Bytes = Pack<T, PACK<T>>;
             if (whole_packs) {
                 *reinterpret_cast<Bytes *>(z) = *reinterpret_cast<const Bytes *>(from);
@@ -551,6 +564,7 @@ __device__ void attend(const Task<T> &task, const To &to) {
 template <int D_, int ROWS_, int KEYS_> struct Plain {
     static constexpr int D = D_, ROWS = ROWS_, KEYS = KEYS_, SLOTS = 2;
     static constexpr int THREADS = ROWS / 4 * 16;
+    static constexpr int BLOCKS = (D > 128 ? 256 : 512) / THREADS;
     // Rows of weights, so that those of two quarters of a warp are in different banks.
     static constexpr int WEIGHTS = KEYS + 4;
 };
@@ -565,26 +579,16 @@ template <typename S, typename To> __device__ void attend(const Task<float> &tas
     DYNAMIC_SHARED(float, shared);
     float *const q_tile = shared, *const w_tile = shared + (S::ROWS + S::SLOTS * KEYS) * D;
     const Work work = work_of<S::ROWS, KEYS>(task, to.n_splits);
-    if constexpr (To::split) {
-        if (work.first_tile == work.end_tile) {
-            clear<S::THREADS>(task, work, to);
-            return;
-        }
-    } else {
-        clear<S::ROWS, S::THREADS>(task, work, to);
-        if (work.n_rows == 0) {
-            return;
-        }
+    if (without_keys<S>(task, work, to)) {
+        return;
     }
     const Ring<D, KEYS, S::SLOTS, S::THREADS, float> ring(task, work, shared + S::ROWS * D);
     fill_queries<D, S::ROWS, S::THREADS>(q_tile, task, work);
-    ring.fetch(0);
+    ring.begin();
 
     const int column = int(threadIdx.x) % 16, own_row = int(threadIdx.x) / 16 * 4;
     const Base2 base2(task.scores);
-    const uint32_t reach = task.scores.window == 0 || task.scores.window > 0x7fffffff
-                               ? 0x80000000u
-                               : uint32_t(task.scores.window);
+    const uint32_t reach = reach_of(task.scores);
     uint32_t positions[4];
     Running running[4];
     float4 sums[4][OWN_PACKS];
@@ -598,7 +602,7 @@ template <typename S, typename To> __device__ void attend(const Task<float> &tas
     }
 
     for (uint32_t tile = work.first_tile, piece = 0; tile < work.end_tile; ++tile, piece += 2) {
-        const float *const k_tile = ring.template take<0>(piece);
+        const float *const k_tile = ring.template take<true>(piece);
         float scores[4][OWN_KEYS] = {};
 #pragma unroll 4
         for (int pack = 0; pack < P; ++pack) {
@@ -654,7 +658,7 @@ template <typename S, typename To> __device__ void attend(const Task<float> &tas
         }
 
         // Waits for the weights as well.
-        const float *const v_tile = ring.template take<0>(piece + 1);
+        const float *const v_tile = ring.template take<false>(piece + 1);
 #pragma unroll 2
         for (int key = 0; key < KEYS; key += 4) {
             float weights[4][4];
@@ -709,11 +713,13 @@ template <typename S, typename To> __device__ void attend(const Task<float> &tas
             }
         } else {
             float lse;
-            const float factor = finish(base, sum, sink_of(task, work, row), lse);
+            const Row of(task, work, row);
+            const float *const sink = task.sinks == nullptr ? nullptr : task.sinks + of.head;
+            const float factor = finish(base, sum, sink, lse);
             if (column == 0) {
-                to.lse[lse_of(task, work, row)] = lse;
+                to.lse[of.in_lse(task, work)] = lse;
             }
-            float *const z = to.z + z_of(task, work, row);
+            float *const z = to.z + of.in_z(task, work);
 #pragma unroll
             for (int i = 0; i < OWN_PACKS; ++i) {
                 const float4 &own = sums[r][i];
@@ -733,9 +739,9 @@ template <typename S, typename To> __device__ void attend(const Task<float> &tas
 
 // Joins the parts of one query of one head.
 template <typename T>
-__device__ void combine(const float *sums, const float *bases, const uint32_t *lengths, const float *sinks,
-                        T *z, float *lse, uint32_t n_splits, uint32_t width, uint32_t t, uint32_t s, uint32_t h,
-                        uint32_t group, uint32_t d_value) {
+__device__ void combine(const float *sums, const float *bases, const uint32_t *lengths,
+                        const float *sinks, T *z, float *lse, uint32_t n_splits, uint32_t width,
+                        uint32_t t, uint32_t s, uint32_t h, uint32_t group, uint32_t d_value) {
     __shared__ float weights[MAX_SPLITS];
     const uint32_t head = blockIdx.x % h, token = blockIdx.x / h, query = token % t, batch = token / t;
     z += size_t(blockIdx.x) * d_value;
@@ -789,8 +795,7 @@ __device__ void combine(const float *sums, const float *bases, const uint32_t *l
 }
 
 #define INPUTS(T)                                                                                  \
-    const T *q, const T *k, const T *v, const uint32_t *lengths, const uint32_t *offsets,          \
-        const float *sinks
+    const T *q, const T *k, const T *v, const uint32_t *lengths, const uint32_t *offsets, const float *sinks
 #define SIZES                                                                                      \
     Heads q_at, Heads k_at, Heads v_at, Scores scores, size_t t, size_t s, size_t h, size_t group, \
         size_t d, size_t d_value
@@ -799,14 +804,15 @@ __device__ void combine(const float *sums, const float *bases, const uint32_t *l
         q, k, v, lengths, offsets, sinks, q_at, k_at, v_at, scores, uint32_t(t), uint32_t(s),      \
             uint32_t(h), uint32_t(group), uint32_t(d), uint32_t(d_value)                           \
     }
+#define BOUNDS(...) __launch_bounds__(__VA_ARGS__::THREADS, __VA_ARGS__::BLOCKS)
 #define ATTENTION(name, dtype, T, ...)                                                             \
-    KERNEL(__launch_bounds__(__VA_ARGS__::THREADS) attention_##name##_##dtype)                     \
+    KERNEL(BOUNDS(__VA_ARGS__) attention_##name##_##dtype)                                         \
     (INPUTS(T), T *z, float *lse, SIZES) {                                                         \
         attend<__VA_ARGS__>(TASK(T), Whole<T>{z, lse});                                            \
     }                                                                                              \
     EXPORT(attention_##name##_##dtype)
 #define DECODE(name, dtype, T, ...)                                                                \
-    KERNEL(__launch_bounds__(__VA_ARGS__::THREADS) attention_decode_##name##_##dtype)              \
+    KERNEL(BOUNDS(__VA_ARGS__) attention_decode_##name##_##dtype)                                  \
     (INPUTS(T), float *sums, float *bases, SIZES, size_t n_splits) {                               \
         attend<__VA_ARGS__>(TASK(T), Part{sums, bases, uint32_t(n_splits)});                       \
     }                                                                                              \

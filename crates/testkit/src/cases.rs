@@ -168,6 +168,7 @@ pub const ATTENTION: &[Attention] = &[
     Attention { lengths: &[40, 1, 7], offsets: &[0, 300, 5], soft_cap: Some(2.0), ..GROUPED },
     Attention { lengths: &[400, 3], offsets: &[0, 380], window: Some(64), ..CAPPED },
     Attention { lengths: &[63, 64, 65], offsets: &[1, 0, 128], d_head: 2, d_value: 2, ..PLAIN },
+    Attention { lengths: &[130], window: Some(95), ..PLAIN },
     Attention { lengths: &[130], offsets: &[60], d_head: 20, d_value: 20, ..GROUPED },
     Attention { lengths: &[45, 0, 9], offsets: &[0, 700, 91], d_head: 80, d_value: 80, ..OCTET },
     Attention { lengths: &[20, 33], offsets: &[110, 0], d_head: 96, d_value: 96, ..GROUPED },

@@ -21,8 +21,8 @@ const OP: &str = "attention";
 const MAX_WIDTH: usize = 256;
 /// Up to so many queries of each row of the batch are answered in parts.
 const MAX_POS_IN_PARTS: usize = 8;
-/// Blocks that a device is filled with, about eight on each of its processors.
-const BLOCKS_IN_PARTS: usize = 1024;
+/// Blocks that keep a device busy: about four on each of its processors, all there at once.
+const BLOCKS_IN_PARTS: usize = 512;
 /// A part has at least so many keys, where all of them are there.
 const MIN_KEYS_OF_A_PART: usize = 64;
 /// Parts whose weights fit into shared memory.
