@@ -22,6 +22,7 @@ use crate::{Error, Result};
 pub mod activation;
 pub mod capability;
 pub mod layer_norm;
+pub mod quantized;
 pub mod rms_norm;
 pub mod rotary;
 pub mod router;

@@ -3,6 +3,7 @@
 
 mod activation;
 mod layer_norm;
+mod quantized;
 mod rms_norm;
 mod rotary;
 mod router;
