@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::activation::{ActivationFunction, gated};
 use crate::cuda;
+use crate::cuda::Machine;
 use crate::cuda::quantized::{Blocks, FEW_ROWS, chosen};
 use crate::linear::{Linear, OnDevice, Packed};
 use crate::product::{Output, fill};
@@ -137,26 +138,29 @@ fn stack(linears: Vec<Linear>) -> Result<Tensor> {
     all.ok_or_else(|| Error::shape(OP, "the experts", "at least 1", &[0]))
 }
 
-/// [`moe`] of experts on a device.
+/// [`moe`] of experts on a device. Quantized ones of many tokens are unpacked for it, all of them,
+/// whichever are chosen: that is not known here.
 fn placed(
+    machine: Machine,
     x: &Tensor,
     routing: &Routing,
     experts: &Experts,
     [gate_up, down]: [&OnDevice; 2],
     f: ActivationFunction,
 ) -> Result<Tensor> {
-    let x = x.to_dtype(gate_up.dtype()).map_err(Error::candle(OP))?;
-    match (gate_up, down, x.dims()) {
-        (OnDevice::Quantized(first, _), OnDevice::Quantized(second, _), &[n, _])
-            if n <= FEW_ROWS =>
-        {
-            few(&x, routing, [first, second], experts.d_expert, f)
-        }
-        _ => {
-            let got = format!("{:?}", gate_up.device().location());
-            Err(Error::Device { op: OP, what: "an expert", got })
-        }
+    if let (OnDevice::Quantized(gate_up, dtype), OnDevice::Quantized(down, _), &[n, _]) =
+        (gate_up, down, x.dims())
+        && n <= FEW_ROWS
+    {
+        let x = x.to_dtype(*dtype).map_err(Error::candle(OP))?;
+        return few(machine, &x, routing, [gate_up, down], experts.d_expert, f);
     }
+    let whole = |weight: &OnDevice, d_in: usize| {
+        let shape = (experts.n_experts, (), d_in);
+        weight.tensor()?.reshape(shape).map_err(Error::candle(OP))
+    };
+    let (gate_up, down) = (whole(gate_up, experts.d_model)?, whole(down, experts.d_expert)?);
+    cuda::moe::moe(machine, x, routing, &gate_up, &down, f)
 }
 
 /// [`moe`] of few tokens with quantized experts: two products with the blocks of the chosen ones.
@@ -164,13 +168,13 @@ fn placed(
 /// Products are accumulated in `f32` and rounded to the dtype of the weights' products, as is the
 /// hidden layer; the weighted sum is in `f32`. An index that is no expert makes its token NaN.
 fn few(
+    machine: Machine,
     x: &Tensor,
     routing: &Routing,
     [gate_up, down]: [&Blocks; 2],
     d_expert: usize,
     f: ActivationFunction,
 ) -> Result<Tensor> {
-    let machine = gate_up.machine()?;
     let (n, d) = x.dims2().map_err(Error::candle(OP))?;
     let &[rows, k] = routing.indices.dims() else {
         return Err(Error::shape(OP, "indices", format!("[{n}, k]"), routing.indices.dims()));
@@ -215,10 +219,14 @@ pub fn moe(
     experts: &Experts,
     f: ActivationFunction,
 ) -> Result<Tensor> {
-    let (gate_up, down) = match &experts.weights {
-        Weights::Packed { gate_up, down } => (gate_up, down),
-        Weights::Placed { gate_up, down } => {
-            return placed(x, routing, experts, [gate_up, down], f);
+    let (gate_up, down) = match (&experts.weights, cuda::machine(x)) {
+        (Weights::Packed { gate_up, down }, _) => (gate_up, down),
+        (Weights::Placed { gate_up, down }, Some(machine)) => {
+            return placed(machine, x, routing, experts, [gate_up, down], f);
+        }
+        (Weights::Placed { gate_up, .. }, None) => {
+            let got = format!("{:?}", gate_up.device().location());
+            return Err(Error::Device { op: OP, what: "an expert", got });
         }
     };
     let values = Values::new(OP, "x", x)?;

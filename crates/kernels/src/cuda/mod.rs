@@ -20,8 +20,13 @@ use crate::attention::AttentionOptions;
 use crate::{Error, Result};
 
 pub mod activation;
+pub mod attention;
+pub mod attention_pattern;
+pub mod attention_summary;
 pub mod capability;
 pub mod layer_norm;
+pub mod moe;
+mod outbox;
 pub mod quantized;
 pub mod rms_norm;
 pub mod rotary;
@@ -33,6 +38,7 @@ mod upload;
 mod device;
 #[cfg(feature = "cuda")]
 pub use device::{launch, prepare};
+pub use outbox::{Outbox, Parcel};
 pub(crate) use upload::upload;
 
 /// Bytes of the widest access of a thread.

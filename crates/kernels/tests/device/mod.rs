@@ -2,8 +2,13 @@
 //! the one `machine` or the other, which runs plans.
 
 mod activation;
+mod attention;
+mod attention_pattern;
+mod attention_summary;
 mod layer_norm;
+mod moe;
 mod quantized;
+mod queries;
 mod rms_norm;
 mod rotary;
 mod router;
