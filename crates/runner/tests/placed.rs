@@ -8,9 +8,11 @@ mod common;
 #[path = "../../kernels/tests/machine/emulated.rs"]
 mod machine;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor};
+use common::gguf::{formats, llama};
 use common::{Golden, at, compare_indices, difference, everything, per_token, single};
 use hooks::{ActivationCache, Edits, HookPoint, Positions, Site, Wanted};
 use kernels::cuda::{Plan, emulated};
@@ -21,6 +23,8 @@ const TOLERANCE: f64 = 1e-4;
 /// Against transformers in the same dtype, each rounding at places of its own.
 const BF16_TOLERANCE: f64 = 1.5e-1;
 const F16_TOLERANCE: f64 = 5e-3;
+/// In bfloat16 against `f32`, both with the same quantized weights; weights in bfloat16 are as far off.
+const QUANTIZED_TOLERANCE: f64 = 1e-1;
 
 /// The model with layers on so many devices.
 fn placed(golden: &Golden, dtype: WeightDtype, n_devices: usize) -> Model {
@@ -181,6 +185,71 @@ fn chosen_positions_are_those_of_the_whole() {
             common::bits(&got).iter().zip(common::bits(&expected)).for_each(|(g, e)| {
                 assert_eq!(*g, e, "{request}/{point}");
             });
+        }
+    }
+}
+
+thread_local! {
+    static ENTRIES: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// The same, noting the entry points for quantized weights.
+fn on_noted_emulation(plan: &Plan<'_>) -> kernels::Result<Vec<Tensor>> {
+    if let Some(call) = plan.call.as_ref().filter(|call| call.module == "quantized") {
+        ENTRIES.with_borrow_mut(|entries| entries.insert(call.entry.clone()));
+    }
+    on_emulation(plan)
+}
+
+#[test]
+fn quantized_weights_stay_so_on_devices() {
+    let tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8];
+    for (format, folder) in formats().filter(|(format, _)| format.block_size() > 1) {
+        let path = folder.path.path().join("model.gguf");
+        std::fs::write(&path, llama(&folder.tensors, &folder.config, format).bytes()).unwrap();
+        let load = |placement, dtype| {
+            Model::load(&Source::Gguf(path.clone()), &LoadOptions { placement, dtype }).unwrap()
+        };
+        let on_device = |dtype| load(Placement::Devices(vec![Device::Cpu]), dtype);
+        let (kept, unpacked) = (on_device(WeightDtype::AsStored), on_device(WeightDtype::Bf16));
+        let on_cpu = load(Placement::Cpu, WeightDtype::AsStored);
+        let forward = |model: &Model, n: usize| {
+            let mut cache = everything(model);
+            let run = || model.run(&single(0, &tokens[..n]), &mut cache).unwrap();
+            emulated(on_noted_emulation, run);
+            (cache, ENTRIES.take())
+        };
+        let with = |entries: &BTreeSet<String>, start: &str| {
+            entries.iter().any(|entry| entry.starts_with(start) && entry.ends_with("_bf16"))
+        };
+
+        // So many tokens have the bits of weights that were unpacked when the model was loaded.
+        let (expected, entries) = forward(&unpacked, tokens.len());
+        assert!(entries.is_empty(), "{format:?}: {entries:?}");
+        let (got, entries) = forward(&kept, tokens.len());
+        assert!(with(&entries, "quantized_unpack_"), "{format:?}: {entries:?}");
+        assert!(!with(&entries, "quantized_product"), "{format:?}: {entries:?}");
+        for (request, point) in expected.keys() {
+            let (got, expected) = (got.get(request, point), expected.get(request, point));
+            assert_eq!(
+                common::bits(&got.unwrap()),
+                common::bits(&expected.unwrap()),
+                "{format:?} {point}"
+            );
+        }
+
+        for n in [1, 5] {
+            let (got, entries) = forward(&kept, n);
+            let product = format!("quantized_product{}_", n.next_power_of_two());
+            assert!(with(&entries, &product), "{format:?}: {entries:?}");
+            let mut expected = everything(&on_cpu);
+            on_cpu.run(&single(0, &tokens[..n]), &mut expected).unwrap();
+            for point in kept.info().points().into_iter().filter(|p| p.site() != Site::Summary) {
+                let what = format!("{format:?} {n} {point}");
+                let (got, expected) = (got.get(0, point), expected.get(0, point));
+                let difference = difference(&what, &got.unwrap(), &expected.unwrap());
+                assert!(difference <= QUANTIZED_TOLERANCE, "{what}: {difference:.2e}");
+            }
         }
     }
 }

@@ -399,6 +399,48 @@ fn few_tokens_go_through_quantized_experts() {
 }
 
 #[test]
+fn many_tokens_have_the_bits_of_unpacked_experts() {
+    let (n_experts, d, d_expert, k, n) = (3, 256, 256, 2, FEW_ROWS + 4);
+    // Experts all alike, and in two formats.
+    for (first, others) in [
+        (Encoding::Q4K, Encoding::Q4K),
+        (Encoding::Q5_0, Encoding::Q5_0),
+        (Encoding::Q6K, Encoding::Q8_0),
+    ] {
+        let mut data = Data::new(first.bytes as u64);
+        let mut layers = |size: [usize; 2]| {
+            let of_expert = |expert| {
+                let encoding = if expert == 0 { first } else { others };
+                let bytes = file(encoding, size, &mut data, usual);
+                let row_bytes = bytes.len() / size[0];
+                let row = |j: usize| &bytes[j * row_bytes..][..row_bytes];
+                let (on, dtype) = (Device::Cpu, DType::BF16);
+                let kept = Linear::quantized_placed(encoding, size, None, row, &on, dtype).unwrap();
+                let weight = emulated(on_machine, || kept.weight()).unwrap();
+                (kept, Linear::placed(weight, None).unwrap())
+            };
+            (0..n_experts).map(of_expert).unzip::<_, _, Vec<_>, Vec<_>>()
+        };
+        let (gate_up, unpacked_gate_up) = layers([2 * d_expert, d]);
+        let (down, unpacked_down) = layers([d, d_expert]);
+        let unpacked = Experts::new(unpacked_gate_up, unpacked_down).unwrap();
+        let indices = (0..n * k).map(|_| data.below(n_experts) as u32).collect::<Vec<_>>();
+        let routing = Routing {
+            probs: Tensor::zeros((n, n_experts), DType::F32, &Device::Cpu).unwrap(),
+            indices: Tensor::from_vec(indices, (n, k), &Device::Cpu).unwrap(),
+            weights: data.tensor(&[n, k]),
+        };
+        let x = data.tensor(&[n, d]).to_dtype(DType::BF16).unwrap();
+        emulated(on_machine, || {
+            let kept = Experts::new(gate_up, down).unwrap();
+            let f = ActivationFunction::Silu;
+            let y = moe(&x, &routing, &kept, f).unwrap();
+            assert_tensor_bits(first.name, &y, &moe(&x, &routing, &unpacked, f).unwrap());
+        });
+    }
+}
+
+#[test]
 fn quantized_refuses() {
     let encoding = Encoding::Q6K;
     let sound = vec![0u8; 3 * 2 * encoding.bytes];
