@@ -280,6 +280,21 @@ fn collectives_are_those_of_the_language() {
 }
 
 #[test]
+fn bytes_are_chosen_and_products_rounded() {
+    // 1 + 2⁻²³ squared is 1 + 2⁻²² + 2⁻⁴⁶: the last of them is lost between the two operations.
+    let near = 1.0 + f32::EPSILON;
+    let floats = [near, near, -(1.0 + 2.0 * f32::EPSILON), 7.0];
+    for how in every() {
+        let start = floats.iter().flat_map(|x| x.to_ne_bytes()).collect();
+        let mut buffers = [vec![0; 4 * 5], start];
+        run("language_bytes", 1, 0, how, &mut buffers).unwrap();
+        let expected = [0x3322_1100, 0x7766_5544, 0x7766_5500, 0x0011_2233, 0x5511_4466];
+        assert_eq!(words(&buffers[0]), expected, "{how:?}");
+        assert_eq!(f32::from_bits(words(&buffers[1])[3]), 0.0, "{how:?}");
+    }
+}
+
+#[test]
 fn atomics_count() {
     let start: Vec<u8> =
         [0u32, 0, 99, 0, u32::MAX, 0, 0, 200].iter().flat_map(|word| word.to_ne_bytes()).collect();

@@ -19,8 +19,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
+use crate::cuda;
+use crate::cuda::quantized::{Blocks, unpack};
 use crate::panels::{NonFinite, Panels, Right, WIDTH};
 use crate::product::{Output, fill, multiply};
 use crate::quantized::{Encoding, Weights};
@@ -35,7 +37,7 @@ const OP: &str = "linear";
 pub enum Linear {
     /// Weights packed for the CPU's products.
     Packed(Packed),
-    /// Weights as a tensor on the device that computes the products.
+    /// Weights on the device that computes the products.
     Placed(Placed),
 }
 
@@ -49,17 +51,70 @@ pub enum Packed {
     Quantized(Quantized),
 }
 
-/// A layer whose weights are a tensor `[out, in]` of any dtype that the device multiplies.
+/// A layer whose weights `[out, in]` are on the device that computes the products.
 #[derive(Clone, Debug)]
 pub struct Placed {
-    weight: Tensor,
-    /// `[out]`, of the weights' dtype.
+    weight: OnDevice,
+    /// `[out]`, of the layer's dtype.
     bias: Option<Tensor>,
     d_in: usize,
     d_out: usize,
 }
 
+/// Weights on a device.
+#[derive(Clone, Debug)]
+pub(crate) enum OnDevice {
+    /// In any dtype that the device multiplies.
+    Dense(Tensor),
+    /// In a quantized block format, for products in this dtype.
+    Quantized(Blocks, DType),
+}
+
+impl OnDevice {
+    pub(crate) fn device(&self) -> &Device {
+        match self {
+            Self::Dense(weight) => weight.device(),
+            Self::Quantized(blocks, _) => blocks.device(),
+        }
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(weight) => weight.dtype(),
+            Self::Quantized(_, dtype) => *dtype,
+        }
+    }
+
+    /// The weights, unpacked where they are quantized.
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => Ok(weight.clone()),
+            Self::Quantized(blocks, dtype) => unpack(blocks.machine()?, blocks, None, *dtype),
+        }
+    }
+}
+
 impl Placed {
+    fn new(weight: OnDevice, [d_out, d_in]: [usize; 2], bias: Option<&Tensor>) -> Result<Self> {
+        let there = |bias: &Tensor| -> Result<Tensor> {
+            if bias.dims() != [d_out] {
+                return Err(Error::shape(OP, "bias", format!("[{d_out}]"), bias.dims()));
+            }
+            let moved = bias.to_device(weight.device()).and_then(|b| b.to_dtype(weight.dtype()));
+            moved.map_err(Error::candle(OP))
+        };
+        let bias = bias.map(there).transpose()?;
+        Ok(Self { weight, bias, d_in, d_out })
+    }
+
+    /// The blocks of quantized weights, and the dtype of products with them.
+    pub(crate) fn blocks(&self) -> Option<(Blocks, DType)> {
+        match &self.weight {
+            OnDevice::Dense(_) => None,
+            OnDevice::Quantized(blocks, dtype) => Some((blocks.clone(), *dtype)),
+        }
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut dims = x.dims().to_vec();
         match dims.last_mut() {
@@ -68,24 +123,31 @@ impl Placed {
                 return Err(Error::shape(OP, "x", format!("[.., {}]", self.d_in), x.dims()));
             }
         }
-        let product = || -> candle_core::Result<Tensor> {
-            let x = x.to_dtype(self.weight.dtype())?.reshape(((), self.d_in))?;
-            let y = x.matmul(&self.weight.t()?)?;
-            let y = match &self.bias {
-                Some(bias) => y.broadcast_add(bias)?,
-                None => y,
-            };
-            y.reshape(dims)
+        let rows = || x.to_dtype(self.weight.dtype())?.reshape(((), self.d_in));
+        let rows = rows().map_err(Error::candle(OP))?;
+        let product = match &self.weight {
+            OnDevice::Dense(weight) => {
+                weight.t().and_then(|weight| rows.matmul(&weight)).map_err(Error::candle(OP))?
+            }
+            OnDevice::Quantized(blocks, _) => {
+                cuda::quantized::linear(blocks.machine()?, &rows, blocks)?
+            }
         };
-        product().map_err(Error::candle(OP))
+        let biased = match &self.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        };
+        biased.and_then(|y| y.reshape(dims)).map_err(Error::candle(OP))
     }
 
     fn rows(&self, ids: &[u32]) -> Result<Tensor> {
-        let select = || {
-            let ids = Tensor::new(ids, self.weight.device())?;
-            self.weight.index_select(&ids, 0)
-        };
-        select().map_err(Error::candle(OP))
+        let ids = Tensor::new(ids, self.weight.device()).map_err(Error::candle(OP))?;
+        match &self.weight {
+            OnDevice::Dense(weight) => weight.index_select(&ids, 0).map_err(Error::candle(OP)),
+            OnDevice::Quantized(blocks, dtype) => {
+                unpack(blocks.machine()?, blocks, Some(&ids), *dtype)
+            }
+        }
     }
 }
 
@@ -184,15 +246,29 @@ impl Linear {
         let &[d_out, d_in] = weight.dims() else {
             return Err(Error::shape(OP, "weight", "[out, in]", weight.dims()));
         };
-        let there = |bias: &Tensor| -> Result<Tensor> {
-            if bias.dims() != [d_out] {
-                return Err(Error::shape(OP, "bias", format!("[{d_out}]"), bias.dims()));
-            }
-            let moved = bias.to_device(weight.device()).and_then(|b| b.to_dtype(weight.dtype()));
-            moved.map_err(Error::candle(OP))
+        Ok(Self::Placed(Placed::new(OnDevice::Dense(weight), [d_out, d_in], bias)?))
+    }
+
+    /// A layer whose products are computed on a device, a GPU for instance, in `dtype`, with weights
+    /// `[out, in]` that stay blocks of a quantized format there: row `j` is `row(j)`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`quantized_from`](Self::quantized_from); [`Error::Range`] for a dtype that kernels
+    /// do not store; [`Error::Candle`] if weights and bias cannot be brought there.
+    pub fn quantized_placed<'a>(
+        encoding: &'static Encoding,
+        [d_out, d_in]: [usize; 2],
+        bias: Option<&Tensor>,
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let (DType::F32 | DType::BF16 | DType::F16) = dtype else {
+            return Err(Error::range(OP, "dtype", "bf16, f16 or f32", dtype.as_str()));
         };
-        let bias = bias.map(there).transpose()?;
-        Ok(Self::Placed(Placed { weight, bias, d_in, d_out }))
+        let weight = OnDevice::Quantized(Blocks::new(encoding, [d_out, d_in], row, device)?, dtype);
+        Ok(Self::Placed(Placed::new(weight, [d_out, d_in], bias)?))
     }
 
     /// A layer whose weights `[out, in]` are blocks of a quantized format: row `j` is `row(j)`.
@@ -268,15 +344,16 @@ impl Linear {
         }
     }
 
-    /// The weights `[out, in]`: in `f32`, a copy, or the tensor on the device.
+    /// The weights `[out, in]`: in `f32`, a copy, or the tensor on the device, unpacked where they
+    /// are quantized.
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if the copy would not fit in memory.
+    /// [`Error::Shape`] if the copy would not fit in memory; the device's own.
     pub fn weight(&self) -> Result<Tensor> {
         match self {
             Self::Packed(layer) => layer.copy(layer.d_out(), 0..layer.d_out()),
-            Self::Placed(layer) => Ok(layer.weight.clone()),
+            Self::Placed(layer) => layer.weight.tensor(),
         }
     }
 
@@ -307,7 +384,8 @@ impl Linear {
     ///
     /// Packed: one chain of `f32` fused multiply–adds in ascending input index; the bias is
     /// added last. Bit-identical for any number of rows and threads. Placed: in the weights'
-    /// dtype, to which `x` is converted, with sums in `f32`.
+    /// dtype, to which `x` is converted, with sums in `f32`; of quantized weights in the layer's
+    /// dtype, as [`cuda::quantized::linear`] says.
     ///
     /// # Errors
     ///

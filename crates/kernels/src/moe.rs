@@ -6,12 +6,14 @@
 
 #![allow(unsafe_code)]
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::activation::{ActivationFunction, gated};
 use crate::cuda;
-use crate::linear::{Linear, Packed};
+use crate::cuda::Machine;
+use crate::cuda::quantized::{Blocks, FEW_ROWS, chosen};
+use crate::linear::{Linear, OnDevice, Packed};
 use crate::product::{Output, fill};
 use crate::router::Routing;
 use crate::tensor::{self, MakeRow, Rows, Values};
@@ -32,8 +34,34 @@ pub struct Experts {
 enum Weights {
     /// Packed for the CPU's products.
     Packed { gate_up: Vec<Packed>, down: Vec<Packed> },
-    /// On the device that computes the products: `[expert, 2m, d]` and `[expert, d, m]`.
-    Placed { gate_up: Tensor, down: Tensor },
+    /// On the device that computes the products: `[expert, 2m, d]` and `[expert, d, m]`, the rows
+    /// of all experts behind one another where they are quantized. A pass of few tokens then
+    /// multiplies with the blocks of the experts that it chose, any other unpacks those of all.
+    Placed { gate_up: OnDevice, down: OnDevice },
+}
+
+/// One matrix of every expert, `[expert, out, in]`. Where all are quantized alike their blocks lie
+/// behind one another and stay so.
+fn stacked(linears: Vec<Linear>) -> Result<OnDevice> {
+    let blocks = |linear: &Linear| match linear {
+        Linear::Placed(placed) => placed.blocks(),
+        Linear::Packed(_) => None,
+    };
+    let blocks: Option<Vec<(Blocks, DType)>> = linears.iter().map(blocks).collect();
+    match blocks {
+        Some(blocks) if !blocks.is_empty() && alike(&blocks) => {
+            drop(linears);
+            let dtype = blocks[0].1;
+            let blocks = blocks.into_iter().map(|(blocks, _)| blocks).collect();
+            Ok(OnDevice::Quantized(Blocks::stack(blocks)?, dtype))
+        }
+        _ => Ok(OnDevice::Dense(stack(linears)?)),
+    }
+}
+
+fn alike(blocks: &[(Blocks, DType)]) -> bool {
+    let kind = |(blocks, dtype): &(Blocks, DType)| (blocks.encoding().name, *dtype);
+    blocks.windows(2).all(|pair| kind(&pair[0]) == kind(&pair[1]))
 }
 
 impl Experts {
@@ -77,7 +105,7 @@ impl Weights {
     fn new(gate_up: Vec<Linear>, down: Vec<Linear>) -> Result<Self> {
         if [&gate_up, &down].into_iter().flatten().any(|linear| matches!(linear, Linear::Placed(_)))
         {
-            return Ok(Self::Placed { gate_up: stack(gate_up)?, down: stack(down)? });
+            return Ok(Self::Placed { gate_up: stacked(gate_up)?, down: stacked(down)? });
         }
         let packed = |linears: Vec<Linear>| {
             let packed = |linear| match linear {
@@ -90,7 +118,7 @@ impl Weights {
     }
 }
 
-/// The weights behind one another; each is let go when it is there.
+/// The weights as one tensor; each is let go when it is there.
 fn stack(linears: Vec<Linear>) -> Result<Tensor> {
     let n = linears.len();
     let mut all: Option<Tensor> = None;
@@ -108,6 +136,66 @@ fn stack(linears: Vec<Linear>) -> Result<Tensor> {
         all = Some(stacked.map_err(Error::candle(OP))?);
     }
     all.ok_or_else(|| Error::shape(OP, "the experts", "at least 1", &[0]))
+}
+
+/// [`moe`] of experts on a device. Quantized ones of many tokens are unpacked for it, all of them,
+/// whichever are chosen: that is not known here.
+fn placed(
+    machine: Machine,
+    x: &Tensor,
+    routing: &Routing,
+    experts: &Experts,
+    [gate_up, down]: [&OnDevice; 2],
+    f: ActivationFunction,
+) -> Result<Tensor> {
+    if let (OnDevice::Quantized(gate_up, dtype), OnDevice::Quantized(down, _), &[n, _]) =
+        (gate_up, down, x.dims())
+        && n <= FEW_ROWS
+    {
+        let x = x.to_dtype(*dtype).map_err(Error::candle(OP))?;
+        return few(machine, &x, routing, [gate_up, down], experts.d_expert, f);
+    }
+    let whole = |weight: &OnDevice, d_in: usize| {
+        let shape = (experts.n_experts, (), d_in);
+        weight.tensor()?.reshape(shape).map_err(Error::candle(OP))
+    };
+    let (gate_up, down) = (whole(gate_up, experts.d_model)?, whole(down, experts.d_expert)?);
+    cuda::moe::moe(machine, x, routing, &gate_up, &down, f)
+}
+
+/// [`moe`] of few tokens with quantized experts: two products with the blocks of the chosen ones.
+///
+/// Products are accumulated in `f32` and rounded to the dtype of the weights' products, as is the
+/// hidden layer; the weighted sum is in `f32`. An index that is no expert makes its token NaN.
+fn few(
+    machine: Machine,
+    x: &Tensor,
+    routing: &Routing,
+    [gate_up, down]: [&Blocks; 2],
+    d_expert: usize,
+    f: ActivationFunction,
+) -> Result<Tensor> {
+    let (n, d) = x.dims2().map_err(Error::candle(OP))?;
+    let &[rows, k] = routing.indices.dims() else {
+        return Err(Error::shape(OP, "indices", format!("[{n}, k]"), routing.indices.dims()));
+    };
+    if rows != n {
+        return Err(Error::shape(OP, "indices", format!("[{n}, k]"), &[rows, k]));
+    }
+    if routing.weights.dims() != [n, k] {
+        return Err(Error::shape(OP, "weights", format!("[{n}, {k}]"), routing.weights.dims()));
+    }
+    let indices = routing.indices.flatten_all().map_err(Error::candle(OP))?;
+    let fused = chosen(machine, x, gate_up, &indices, 2 * d_expert)?;
+    let half = |start| fused.narrow(1, start, d_expert).map_err(Error::candle(OP));
+    let hidden = cuda::activation::gated(machine, f, &half(0)?, &half(d_expert)?)?;
+    let y = chosen(machine, &hidden, down, &indices, d)?;
+    let sum = || {
+        let y = y.to_dtype(DType::F32)?.reshape((n, k, d))?;
+        let weights = routing.weights.to_dtype(DType::F32)?.unsqueeze(2)?;
+        y.broadcast_mul(&weights)?.sum(1)?.to_dtype(x.dtype())
+    };
+    sum().map_err(Error::candle(OP))
 }
 
 /// `y_t = Σ_r w_tr · down(f(gate(x_t)) · up(x_t))`, expert `indices[t, r]`.
@@ -134,7 +222,7 @@ pub fn moe(
     let (gate_up, down) = match (&experts.weights, cuda::machine(x)) {
         (Weights::Packed { gate_up, down }, _) => (gate_up, down),
         (Weights::Placed { gate_up, down }, Some(machine)) => {
-            return cuda::moe::moe(machine, x, routing, gate_up, down, f);
+            return placed(machine, x, routing, experts, [gate_up, down], f);
         }
         (Weights::Placed { gate_up, .. }, None) => {
             let got = format!("{:?}", gate_up.device().location());

@@ -64,13 +64,16 @@ pub struct Encoding {
     pub bytes: usize,
     /// Where a block holds its 16-bit floats.
     floats: &'static [usize],
+    /// A block's fields, first byte and end, in the order of their planes in the memory of a GPU:
+    /// the ones before a field are so many 16 bytes, or so many of its own alignment.
+    pub(crate) planes: &'static [[usize; 2]],
     /// Weights `32 · part ..` of a block.
     group: fn(block: &[u8], part: usize) -> Group,
     layout: Layout,
 }
 
 macro_rules! encodings {
-    ($($(#[$doc:meta])* $id:ident $name:literal: $len:literal weights in $bytes:literal bytes, $floats:expr, $group:ident, $layout:ident;)*) => {
+    ($($(#[$doc:meta])* $id:ident $name:literal: $len:literal weights in $bytes:literal bytes, $floats:expr, $planes:expr, $group:ident, $layout:ident;)*) => {
         impl Encoding {
             $($(#[$doc])* pub const $id: &'static Self = &Self {
                 format: GgmlDType::$id,
@@ -78,6 +81,7 @@ macro_rules! encodings {
                 len: $len,
                 bytes: $bytes,
                 floats: &$floats,
+                planes: &$planes,
                 group: $group,
                 layout: Layout::$layout,
             };)*
@@ -90,25 +94,25 @@ macro_rules! encodings {
 
 encodings! {
     /// `d (q − 8)`.
-    Q4_0 "Q4_0": 32 weights in 18 bytes, [0], q4_0, Four;
+    Q4_0 "Q4_0": 32 weights in 18 bytes, [0], [[2, 18], [0, 2]], q4_0, Four;
     /// `d q + m`.
-    Q4_1 "Q4_1": 32 weights in 20 bytes, [0, 2], q4_1, FourOffset;
+    Q4_1 "Q4_1": 32 weights in 20 bytes, [0, 2], [[4, 20], [0, 4]], q4_1, FourOffset;
     /// `d (q − 16)`.
-    Q5_0 "Q5_0": 32 weights in 22 bytes, [0], q5_0, Five;
+    Q5_0 "Q5_0": 32 weights in 22 bytes, [0], [[6, 22], [2, 6], [0, 2]], q5_0, Five;
     /// `d q + m`.
-    Q5_1 "Q5_1": 32 weights in 24 bytes, [0, 2], q5_1, FiveOffset;
+    Q5_1 "Q5_1": 32 weights in 24 bytes, [0, 2], [[8, 24], [0, 8]], q5_1, FiveOffset;
     /// `d q`.
-    Q8_0 "Q8_0": 32 weights in 34 bytes, [0], q8_0, Eight;
+    Q8_0 "Q8_0": 32 weights in 34 bytes, [0], [[2, 34], [0, 2]], q8_0, Eight;
     /// `d s q − m t`, 4-bit `s` and `t` for 16 weights.
-    Q2K "Q2_K": 256 weights in 84 bytes, [80, 82], q2_k, TwoOffset;
+    Q2K "Q2_K": 256 weights in 84 bytes, [80, 82], [[0, 80], [80, 84]], q2_k, TwoOffset;
     /// `d s (q − 4)`, 6-bit `s` for 16 weights.
-    Q3K "Q3_K": 256 weights in 110 bytes, [108], q3_k, Three;
+    Q3K "Q3_K": 256 weights in 110 bytes, [108], [[0, 96], [96, 108], [108, 110]], q3_k, Three;
     /// `d s q − m t`, 6-bit `s` and `t` for 32 weights.
-    Q4K "Q4_K": 256 weights in 144 bytes, [0, 2], q4_k, FourOffset;
+    Q4K "Q4_K": 256 weights in 144 bytes, [0, 2], [[0, 144]], q4_k, FourOffset;
     /// `d s q − m t`, 6-bit `s` and `t` for 32 weights.
-    Q5K "Q5_K": 256 weights in 176 bytes, [0, 2], q5_k, FiveOffset;
+    Q5K "Q5_K": 256 weights in 176 bytes, [0, 2], [[0, 176]], q5_k, FiveOffset;
     /// `d s (q − 32)`, 8-bit `s` for 16 weights.
-    Q6K "Q6_K": 256 weights in 210 bytes, [208], q6_k, Six;
+    Q6K "Q6_K": 256 weights in 210 bytes, [208], [[0, 208], [208, 210]], q6_k, Six;
 }
 
 impl Encoding {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use common::gguf::{Value, llama};
+use common::gguf::{Value, blocks, formats, llama};
 use common::{Folder, Golden, bits, single, some, values};
 use hooks::{Batch, HookPoint, Row, Wanted};
 use runner::{Fingerprint, LoadOptions, Model, Source, Special, Tokenizer, WeightDtype};
@@ -176,43 +176,6 @@ fn sizes_may_be_given_for_each_layer() {
     }
     let listed = load(&file.bytes(), WeightDtype::AsStored);
     assert_eq!(bits(&logits(&listed, tokens)), bits(&logits(&model, tokens)));
-}
-
-/// A llama whose widths are whole blocks.
-fn blocks() -> Folder {
-    llama_of(64, 96)
-}
-
-fn llama_of(d_model: usize, d_mlp: usize) -> Folder {
-    let mut folder = Folder::llama();
-    folder.config = serde_json::json!({
-        "model_type": "llama", "vocab_size": 19, "hidden_size": d_model,
-        "intermediate_size": d_mlp, "num_hidden_layers": 1, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 16, "tie_word_embeddings": true,
-    });
-    folder.tensors.clear();
-    folder.add("model.embed_tokens.weight", &[19, d_model]);
-    folder.add("model.norm.weight", &[d_model]);
-    for name in ["input_layernorm", "post_attention_layernorm"] {
-        folder.add(&format!("model.layers.0.{name}.weight"), &[d_model]);
-    }
-    for (name, rows) in [("q", d_model), ("k", d_model / 2), ("v", d_model / 2), ("o", d_model)] {
-        folder.add(&format!("model.layers.0.self_attn.{name}_proj.weight"), &[rows, d_model]);
-    }
-    for (name, shape) in
-        [("gate", [d_mlp, d_model]), ("up", [d_mlp, d_model]), ("down", [d_model, d_mlp])]
-    {
-        folder.add(&format!("model.layers.0.mlp.{name}_proj.weight"), &shape);
-    }
-    folder
-}
-
-/// Every format, each with a model whose widths are whole blocks of it.
-fn formats() -> impl Iterator<Item = (GgmlDType, Folder)> {
-    use GgmlDType::*;
-    let narrow = [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1].map(|dtype| (dtype, blocks()));
-    let wide = [Q2K, Q3K, Q4K, Q5K, Q6K].map(|dtype| (dtype, llama_of(256, 512)));
-    narrow.into_iter().chain(wide)
 }
 
 #[test]

@@ -58,6 +58,16 @@ KERNEL(language_atomics)(uint32_t *y, float *sum) {
 }
 EXPORT(language_atomics)
 
+// Bytes of two words by selectors, and a product and a sum that are not one operation.
+KERNEL(language_bytes)(uint32_t *y, float *x) {
+    const unsigned selectors[] = {0x3210u, 0x7654u, 0x7650u, 0x0123u, 0x5146u};
+    for (unsigned selector : selectors) {
+        *y++ = __byte_perm(0x33221100u, 0x77665544u, selector);
+    }
+    x[3] = __fadd_rn(__fmul_rn(x[0], x[1]), x[2]);
+}
+EXPORT(language_bytes)
+
 // Half precision and bfloat16 of every x, and back.
 KERNEL(language_numbers)(const float *x, f16 *half, bf16 *brain, float *half_back, float *brain_back, size_t n) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;

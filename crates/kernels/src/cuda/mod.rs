@@ -27,6 +27,7 @@ pub mod capability;
 pub mod layer_norm;
 pub mod moe;
 mod outbox;
+pub mod quantized;
 pub mod rms_norm;
 pub mod rotary;
 pub mod router;

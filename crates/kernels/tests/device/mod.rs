@@ -7,6 +7,7 @@ mod attention_pattern;
 mod attention_summary;
 mod layer_norm;
 mod moe;
+mod quantized;
 mod queries;
 mod rms_norm;
 mod rotary;

@@ -24,7 +24,7 @@ pub(crate) struct Matrix<'a> {
     columns: usize,
     /// The format of the quantized blocks that a layer keeps.
     kept: Option<&'static Encoding>,
-    /// The device of the layer and the dtype of its weights there; `None`: packed for the CPU.
+    /// The device of the layer and the dtype of its products there; `None`: packed for the CPU.
     place: Option<(Device, DType)>,
 }
 
@@ -119,28 +119,33 @@ impl<'a> Matrix<'a> {
         Self { parts, rows, columns, kept, place: None }
     }
 
-    /// Lets the layer be on a device, its weights in this dtype.
+    /// Lets the layer be on a device and compute in this dtype, in which its weights are there
+    /// unless they stay quantized.
     pub(crate) fn place(&mut self, device: &Device, dtype: DType) {
         self.place = Some((device.clone(), dtype));
     }
 
     /// The linear map `y = x Wᵀ + b`.
     pub(crate) fn linear(&self, bias: Option<&Tensor>) -> Result<Linear> {
-        if let Some((device, dtype)) = &self.place {
-            let weight = match dtype {
-                DType::BF16 => self.tensor::<bf16>(device)?,
-                DType::F16 => self.tensor::<f16>(device)?,
-                _ => self.tensor::<f32>(device)?,
-            };
-            return Ok(Linear::placed(weight, bias)?);
-        }
         let (size, columns) = ([self.rows, self.columns], self.columns);
-        let linear = match self.kept {
-            Some(encoding) => Linear::quantized_from(encoding, size, bias, |row| {
-                let (part, row) = self.part(row);
-                part.bytes(row, columns)
-            }),
-            None => Linear::dense_from(size, bias, |row, range, out| {
+        let blocks = |row| {
+            let (part, row) = self.part(row);
+            part.bytes(row, columns)
+        };
+        let linear = match (&self.place, self.kept) {
+            (Some((device, dtype)), Some(encoding)) => {
+                Linear::quantized_placed(encoding, size, bias, blocks, device, *dtype)
+            }
+            (Some((device, dtype)), None) => {
+                let weight = match dtype {
+                    DType::BF16 => self.tensor::<bf16>(device)?,
+                    DType::F16 => self.tensor::<f16>(device)?,
+                    _ => self.tensor::<f32>(device)?,
+                };
+                Linear::placed(weight, bias)
+            }
+            (None, Some(encoding)) => Linear::quantized_from(encoding, size, bias, blocks),
+            (None, None) => Linear::dense_from(size, bias, |row, range, out| {
                 let (part, row) = self.part(row);
                 part.read(row, columns, range.start, out);
             }),

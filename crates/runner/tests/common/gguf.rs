@@ -3,6 +3,8 @@
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
+use super::Folder;
+
 /// A metadata value.
 #[derive(Clone)]
 pub enum Value {
@@ -234,4 +236,42 @@ fn rename(name: &str, heads: (u32, u32)) -> (String, Option<u32>) {
         name.replace(&format!("self_attn.{part}_proj"), &format!("attn_{part}"))
     });
     (name, interleaved)
+}
+
+/// A llama whose widths are whole blocks.
+pub fn blocks() -> Folder {
+    llama_of(64, 96)
+}
+
+/// A llama of one layer and these widths.
+fn llama_of(d_model: usize, d_mlp: usize) -> Folder {
+    let mut folder = Folder::llama();
+    folder.config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 19, "hidden_size": d_model,
+        "intermediate_size": d_mlp, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 16, "tie_word_embeddings": true,
+    });
+    folder.tensors.clear();
+    folder.add("model.embed_tokens.weight", &[19, d_model]);
+    folder.add("model.norm.weight", &[d_model]);
+    for name in ["input_layernorm", "post_attention_layernorm"] {
+        folder.add(&format!("model.layers.0.{name}.weight"), &[d_model]);
+    }
+    for (name, rows) in [("q", d_model), ("k", d_model / 2), ("v", d_model / 2), ("o", d_model)] {
+        folder.add(&format!("model.layers.0.self_attn.{name}_proj.weight"), &[rows, d_model]);
+    }
+    for (name, shape) in
+        [("gate", [d_mlp, d_model]), ("up", [d_mlp, d_model]), ("down", [d_model, d_mlp])]
+    {
+        folder.add(&format!("model.layers.0.mlp.{name}_proj.weight"), &shape);
+    }
+    folder
+}
+
+/// Every format, each with a model whose widths are whole blocks of it.
+pub fn formats() -> impl Iterator<Item = (GgmlDType, Folder)> {
+    use GgmlDType::*;
+    let narrow = [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1].map(|dtype| (dtype, blocks()));
+    let wide = [Q2K, Q3K, Q4K, Q5K, Q6K].map(|dtype| (dtype, llama_of(256, 512)));
+    narrow.into_iter().chain(wide)
 }

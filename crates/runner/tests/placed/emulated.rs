@@ -16,6 +16,6 @@ pub fn with<R>(f: impl FnOnce() -> R) -> R {
     emulated(one_way, f)
 }
 
-fn one_way(plan: &Plan<'_>) -> kernels::Result<Vec<Tensor>> {
+pub fn one_way(plan: &Plan<'_>) -> kernels::Result<Vec<Tensor>> {
     Ok(emulation::run(plan, emulation::EFFORTS[0]).unwrap())
 }
