@@ -19,7 +19,8 @@ use crate::{Error, Result};
 pub enum WeightDtype {
     /// Quantized weights as they are stored, everything else in `f32`. Products
     /// unpack them to the `f32` values that they stand for, so this saves memory
-    /// and changes no result.
+    /// and changes no result. On GPUs everything else is in bfloat16, to which
+    /// many rows at once have weights rounded that few have not.
     #[default]
     AsStored,
     /// Everything in `f32`.
