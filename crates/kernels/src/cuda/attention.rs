@@ -345,7 +345,7 @@ impl Shape {
     ) -> Result<Option<Call>> {
         let count = self.tiles(tile).saturating_mul(n_parts);
         let grid = [blocks(OP, count)?, 1, 1];
-        Ok((count > 0).then(|| Call {
+        Ok((count > 0).then_some(Call {
             module: "attention",
             entry,
             grid,

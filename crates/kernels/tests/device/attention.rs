@@ -207,7 +207,7 @@ fn cases() -> impl Iterator<Item = Attention> {
 /// Every case in `dtype`, long ones in one dtype each.
 fn cases_in(dtype: usize) {
     for (number, case) in cases().enumerate() {
-        let [plain, guarded] = batches(&case, DTYPES[dtype], (number + dtype) % 2 == 0);
+        let [plain, guarded] = batches(&case, DTYPES[dtype], (number + dtype).is_multiple_of(2));
         let own = number % DTYPES.len() == dtype;
         let (t, s) = (plain.q.dim(1).unwrap(), plain.k.dim(1).unwrap());
         if s > 400 && t > 40 && !own {
@@ -557,6 +557,9 @@ fn nothing_is_no_launch() {
     }
 }
 
+/// What is refused, and what makes it so.
+type Change<'a> = (&'a str, &'a dyn Fn(&mut Batch));
+
 #[test]
 fn attention_refuses() {
     let batch = small(DType::F32, &[3, 2], &[0, 4]);
@@ -570,7 +573,7 @@ fn attention_refuses() {
     };
     let zeros = |dims: &[usize], dtype| Tensor::zeros(dims, dtype, &Device::Cpu).unwrap();
     // q [2, 4, 6, 16], k and v [2, 8, 2, 16].
-    let shapes: [(&str, &dyn Fn(&mut Batch)); 11] = [
+    let shapes: [Change; 11] = [
         ("q", &|batch| batch.q = batch.q.flatten(1, 2).unwrap()),
         ("k", &|batch| batch.k = batch.k.narrow(0, 0, 1).unwrap()),
         ("k", &|batch| batch.k = batch.k.narrow(3, 0, 8).unwrap()),
@@ -587,7 +590,7 @@ fn attention_refuses() {
         let error = refused(change);
         assert!(matches!(error, Error::Shape { what: got, .. } if got == what), "{error}");
     }
-    let dtypes: [(&str, &dyn Fn(&mut Batch)); 5] = [
+    let dtypes: [Change; 5] = [
         ("k", &|batch| batch.k = batch.k.to_dtype(DType::BF16).unwrap()),
         ("v", &|batch| batch.v = batch.v.to_dtype(DType::F16).unwrap()),
         ("lengths", &|batch| batch.lengths = batch.lengths.to_dtype(DType::I64).unwrap()),
@@ -598,7 +601,7 @@ fn attention_refuses() {
         let error = refused(change);
         assert!(matches!(error, Error::DType { what: got, .. } if got == what), "{error}");
     }
-    let ranges: [(&str, &dyn Fn(&mut Batch)); 5] = [
+    let ranges: [Change; 5] = [
         ("dtype", &|batch| batch.q = batch.q.to_dtype(DType::F64).unwrap()),
         ("the width of a head", &|batch| {
             batch.q = zeros(&[2, 4, 6, 257], DType::F32);
@@ -612,7 +615,7 @@ fn attention_refuses() {
         let error = refused(change);
         assert!(matches!(error, Error::Range { what: got, .. } if got == what), "{error}");
     }
-    let many: [(&str, &dyn Fn(&mut Batch)); 2] = [
+    let many: [Change; 2] = [
         ("the number of keys", &|batch| {
             batch.k = zeros(&[2, 1, 2, 16], DType::F32).broadcast_as((2, 1 << 31, 2, 16)).unwrap();
             batch.v = batch.k.clone();
@@ -625,7 +628,7 @@ fn attention_refuses() {
         let error = refused(change);
         assert!(matches!(error, Error::Range { what: got, .. } if got == what), "{error}");
     }
-    let across: [(&str, &dyn Fn(&mut Batch)); 3] = [
+    let across: [Change; 3] = [
         ("q", &|batch| batch.q = zeros(&[2, 4, 16, 6], DType::F32).transpose(2, 3).unwrap()),
         ("v", &|batch| batch.v = zeros(&[2, 8, 16, 2], DType::F32).transpose(2, 3).unwrap()),
         ("lengths", &|batch| batch.lengths = words(&[1]).broadcast_as(2).unwrap()),
