@@ -19,8 +19,8 @@
 // maxima. Entropy is -sum a x, which does not cancel; distances within a tile are from its last
 // key on, for the same reason. Sums of a tile are in f32, sums over tiles compensated.
 //
-// Requires of a length and offset that they fit; where they do not, the join gives NaN. A NaN in a
-// query is in all statistics of its row, and in the columns that the row sees.
+// A NaN in a query is in all statistics of its row that it has a part in, and in the columns that
+// the row sees.
 //
 //   q, lengths, offsets, lse, k   as in attention_pattern.cu
 //   boundaries  [b]                     u32, keys before which are the context; 0: none
@@ -578,9 +578,9 @@ KERNEL(attention_summary_join_f32)
     out += index * STATISTICS;
     const size_t query = index % t;
     const Extent valid = extent(lengths, offsets, index / t / h, t, s);
-    if (!valid.fits || query >= valid.length) {
+    if (query >= valid.length) {
         for (int i = 0; i < STATISTICS; ++i) {
-            out[i] = valid.fits ? 0.0f : __builtin_nanf("");
+            out[i] = 0.0f;
         }
         return;
     }

@@ -284,8 +284,8 @@ fn job(args: &RunArgs) -> Job {
     Job {
         model: ModelChoice {
             model: args.model.model.clone(),
-            device: match args.model.device {
-                args::Device::Cpu => engine::Device::Cpu,
+            placement: match args.model.device {
+                args::Device::Cpu => engine::Placement::Cpu,
             },
             dtype: match args.model.dtype {
                 args::Dtype::Auto => WeightDtype::AsStored,

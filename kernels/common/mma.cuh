@@ -33,14 +33,14 @@ struct Accumulator {
 __device__ inline int accumulator_row() { return int(threadIdx.x % WARP) / 4; }
 __device__ inline int accumulator_column() { return int(threadIdx.x % WARP) % 4 * 2; }
 
-// A tile in shared memory has rows of P packs of 16 bytes, P a power of 2, and pack p of row r lies
-// at swizzled<P>(r, p): packs of the same p in 8 rows from a multiple of 8 on are then in all 32
+// A tile in shared memory has rows of P packs of 16 bytes, P a multiple of 2, and pack p of row r
+// lies at swizzled<P>(r, p): packs of the same p in 8 rows from a multiple of 8 on are then in all 32
 // banks, so that neither the instructions below nor 16-byte accesses wait for one another.
 template <int P> __device__ inline int swizzled(int row, int pack) {
-    static_assert(P > 0 && (P & (P - 1)) == 0, "a power of 2");
-    constexpr int rows_of_all_banks = P < 8 ? 8 / P : 1;
-    constexpr int turns = P < 8 ? P : 8;
-    return row * P + (pack ^ (row / rows_of_all_banks & (turns - 1)));
+    static_assert(P > 0 && P % 2 == 0, "a multiple of 2");
+    // Rows begin at multiples of this many packs in the banks, which hold 8.
+    constexpr int turns = (P & -P) < 8 ? P & -P : 8;
+    return row * P + (pack ^ (row / (8 / turns) & (turns - 1)));
 }
 
 __device__ void load_matrices(uint32_t (&registers)[4], const void *row, bool transposed);

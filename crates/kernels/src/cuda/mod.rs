@@ -20,10 +20,13 @@ use crate::attention::AttentionOptions;
 use crate::{Error, Result};
 
 pub mod activation;
+pub mod attention;
 pub mod attention_pattern;
 pub mod attention_summary;
 pub mod capability;
 pub mod layer_norm;
+pub mod moe;
+mod outbox;
 pub mod rms_norm;
 pub mod rotary;
 pub mod router;
@@ -34,6 +37,7 @@ mod upload;
 mod device;
 #[cfg(feature = "cuda")]
 pub use device::{launch, prepare};
+pub use outbox::{Outbox, Parcel};
 pub(crate) use upload::upload;
 
 /// Bytes of the widest access of a thread.
@@ -99,6 +103,19 @@ pub(crate) fn machine(x: &Tensor) -> Option<Machine> {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => Some(launch),
         _ => None,
+    }
+}
+
+/// Free memory of a GPU, in bytes; main memory, which only tests ask about, counts as 1.
+///
+/// # Errors
+///
+/// [`Error::Driver`] where the driver does not say.
+pub fn free_bytes(device: &Device) -> Result<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::free_bytes(device),
+        _ => Ok(1),
     }
 }
 

@@ -7,7 +7,7 @@ use kernels::cuda::attention_summary::{Products, boundaries, join, plan};
 use testkit::cases::Attention;
 use testkit::{Data, Tolerance, assert_bits, assert_close};
 
-use super::queries::{Batch, Inputs, SUMMARY, cases, of, words};
+use super::queries::{Batch, Inputs, SUMMARY, cases, greedy, of, words};
 use super::{DTYPES, numbers};
 use crate::machine::{EFFORTS, Effort, run};
 
@@ -231,7 +231,7 @@ fn underflow_keeps_its_logarithm() {
     let k = Tensor::new(&[[[[500f32]], [[0.0]]]], &Device::Cpu).unwrap();
     let case = Attention { heads: 1, lengths: &[2], offsets: &[0], d_head: 1, ..MEDIUM };
     for dtype in DTYPES {
-        let batch = Batch::of(case, [q.clone(), k.clone()], dtype, SUMMARY);
+        let batch = Batch::of(case, [q.clone(), k.clone()], dtype, SUMMARY, None);
         for products in ways(dtype, 1) {
             for inputs in &batch.inputs {
                 let none = words(&[0]);
@@ -254,7 +254,7 @@ fn scores_beyond_numbers_weigh_nothing() {
     let case =
         Attention { heads: 1, kv_heads: 1, lengths: &[3], offsets: &[0], d_head: 1, ..MEDIUM };
     for dtype in [DType::F32, DType::BF16] {
-        let mut batch = Batch::of(case, [q.clone(), k.clone()], dtype, SUMMARY);
+        let mut batch = Batch::of(case, [q.clone(), k.clone()], dtype, SUMMARY, None);
         let lse = Tensor::new(&[[[0f32, 0.0, std::f32::consts::LN_2]]], &Device::Cpu).unwrap();
         batch.inputs[0][4] = lse;
         for products in ways(dtype, 1) {
@@ -299,54 +299,22 @@ fn a_query_that_is_no_number_stays_in_its_row_of_the_batch() {
 }
 
 #[test]
-fn a_sink_takes_its_share() {
-    let batch = Batch::new(MEDIUM, DType::BF16, SUMMARY);
+fn a_log_sum_exp_with_a_sink_has_all_that_a_sink_needs() {
+    let batch = Batch::with_sinks(MEDIUM, DType::BF16, SUMMARY, Some(&[2.0, -1.0]));
     for products in ways(DType::BF16, 16) {
-        let (mut inputs, none) = (batch.inputs[0].clone(), words(&[4, 4]));
-        inputs[4] = (&inputs[4] + std::f64::consts::LN_2).unwrap();
-        let got = summary(&inputs, &batch.options, SUMMARY.window, &none, products, EFFORTS[0]);
-        let got = numbers(&got);
-        for statistic in Statistic::ALL {
-            let whole = of_statistic(&batch.expected.summary, statistic);
-            let valid = of_statistic(&batch.expected.summary, Statistic::Diagonal);
-            // -sum a/2 (ln a - ln 2) for rows that sum to 1; every other one is linear in a.
-            let half: Vec<f64> = whole
-                .iter()
-                .zip(&valid)
-                .map(|(&whole, &diagonal)| match statistic {
-                    _ if diagonal == 0.0 => 0.0,
-                    Statistic::Entropy => (whole + std::f64::consts::LN_2) / 2.0,
-                    Statistic::LogDiagonal => whole - std::f64::consts::LN_2,
-                    _ => whole / 2.0,
-                })
-                .collect();
-            let got = of_statistic(&got, statistic);
-            assert_close(statistic.name(), &got, &half, batch.tolerance());
-        }
+        check("beside a sink", &batch, SUMMARY, products, &EFFORTS[..1]);
     }
 }
 
 #[test]
-fn lengths_and_offsets_that_do_not_fit_are_nan() {
-    let case = Attention { lengths: &[66, 9], offsets: &[0, 60], ..MEDIUM };
-    let batch = Batch::new(case, DType::BF16, SUMMARY);
-    let (t, s, of_rows) = (batch.t, batch.s, words(&[4, 4]));
-    let most = u32::MAX as usize;
-    for products in ways(DType::BF16, 16) {
-        for inputs in &batch.inputs {
-            for (length, offset) in [(t + 1, 0), (5, s - 4), (0, s + 1), (most, 0), (1, most)] {
-                let mut inputs = inputs.clone();
-                (inputs[2], inputs[3]) = (words(&[66, length]), words(&[0, offset]));
-                for effort in EFFORTS {
-                    let window = SUMMARY.window;
-                    let got = summary(&inputs, &batch.options, window, &of_rows, products, effort);
-                    let got = numbers(&got);
-                    let (good, bad) = got.split_at(got.len() / 2);
-                    let expected = &batch.expected.summary[..good.len()];
-                    assert_close("the other row", good, expected, batch.tolerance());
-                    assert!(bad.iter().all(|value| value.is_nan()), "{length} {offset}");
-                }
-            }
+fn lengths_and_offsets_that_do_not_fit_count_as_those_that_do() {
+    for dtype in DTYPES {
+        let (mut batch, [lengths, offsets]) = greedy(dtype);
+        for inputs in &mut batch.inputs {
+            (inputs[2], inputs[3]) = (lengths.clone(), offsets.clone());
+        }
+        for products in ways(dtype, 8) {
+            check("greedy", &batch, SUMMARY, products, &EFFORTS);
         }
     }
 }

@@ -2,9 +2,11 @@
 //! the one `machine` or the other, which runs plans.
 
 mod activation;
+mod attention;
 mod attention_pattern;
 mod attention_summary;
 mod layer_norm;
+mod moe;
 mod queries;
 mod rms_norm;
 mod rotary;
