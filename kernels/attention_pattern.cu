@@ -4,11 +4,11 @@
 //
 // A block makes 64 x 64 of the matrix of one head (common/products.cuh). A tile that no query sees
 // into is filled without being multiplied. Where a query does not see a key, and in rows beyond the
-// valid length, a is 0 and s minus infinity. A head that is not there, and a row whose length and
-// offset do not fit the queries and keys, give NaN: here nobody reads them to refuse them.
+// valid length, a is 0 and s minus infinity. A head that is not there gives NaN: here nobody reads
+// it to refuse it. Lengths and offsets that do not fit count as those that do.
 //
-// Requires 256 threads; b c ceil(t / 64) ceil(s / 64) blocks, keys fastest; h a multiple of h_kv. Query head i
-// reads key head i / (h / h_kv).
+// Requires 256 threads; b c ceil(t / 64) ceil(s / 64) blocks, keys fastest; h a multiple of h_kv.
+// Query head i reads key head i / (h / h_kv).
 //
 //   q        [b, t, h, d]     any strides, last axis contiguous
 //   k        [b, s, h_kv, d]  the same
@@ -34,10 +34,10 @@ __device__ void pattern(const T *q, const T *k, const uint32_t *lengths, const u
     const size_t head = heads[slot];
     const Extent valid = extent(lengths, offsets, row, t, s);
 
-    const bool known = valid.fits && head < h;
-    const float hidden = !known             ? __builtin_nanf("")
-                         : lse == nullptr   ? -__builtin_huge_valf()
-                                            : 0.0f;
+    const bool known = head < h;
+    const float hidden = !known           ? __builtin_nanf("")
+                         : lse == nullptr ? -__builtin_huge_valf()
+                                          : 0.0f;
     const size_t end = smaller(first_query + TILE, valid.length);
     float products[PER_THREAD][PER_THREAD];
     // Whether the last query sees the first key, and the first query not only keys behind the tile.

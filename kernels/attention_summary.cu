@@ -19,8 +19,8 @@
 // maxima. Entropy is -sum a x, which does not cancel; distances within a tile are from its last
 // key on, for the same reason. Sums of a tile are in f32, sums over tiles compensated.
 //
-// Requires of a length and offset that they fit; where they do not, the join gives NaN. A NaN in a
-// query is in all statistics of its row, and in the columns that the row sees.
+// A NaN in a query is in all statistics of its row that it has a part in, and in the columns that
+// the row sees.
 //
 //   q, lengths, offsets, lse, k   as in attention_pattern.cu
 //   boundaries  [b]                     u32, keys before which are the context; 0: none
@@ -69,11 +69,6 @@ struct Row {
     float lse;
     float largest; // of x
     Compensated entropy, distance, near, before;
-};
-
-// Sums over its keys of one tile.
-struct Partial {
-    float entropy, distance, near, before;
 };
 
 // The exponential, in two units of the last place for arguments around 0; 0 where it is subnormal.
@@ -274,27 +269,31 @@ enum class Share { none, some, all };
 template <typename Tiles>
 __device__ inline void add_whole(const float (&products)[Tiles::ROWS][Tiles::COLUMNS], float factor,
                                  const Where &at, bool near, bool before, Row (&rows)[Tiles::ROWS],
-                                 Partial (&partial)[Tiles::ROWS], float (&columns)[Tiles::COLUMNS]) {
+                                 float (&columns)[Tiles::COLUMNS]) {
     constexpr int last = Tiles::step(Tiles::COLUMNS - 1);
 #pragma unroll
     for (int i = 0; i < Tiles::ROWS; ++i) {
         Row &row = rows[i];
-        Partial &sums = partial[i];
         const int back = at.first + Tiles::query(i) - Tiles::own_key() - last;
-        float sum = 0.0f;
+        float sum = 0.0f, entropy = 0.0f, distance = 0.0f;
 #pragma unroll
         for (int j = 0; j < Tiles::COLUMNS; ++j) {
             const float x = fmaf(products[i][j], factor, -row.lse);
             const float a = exponential(x);
             row.largest = fmaxf(row.largest, x);
             sum += a;
-            sums.entropy = fmaf(a, fmaxf(x, LOWEST), sums.entropy);
-            sums.distance = fmaf(a, float(last - Tiles::step(j)), sums.distance);
+            entropy = fmaf(a, fmaxf(x, LOWEST), entropy);
+            distance = fmaf(a, float(last - Tiles::step(j)), distance);
             columns[j] += a;
         }
-        sums.distance = fmaf(sum, float(back), sums.distance);
-        sums.near += near ? sum : 0.0f;
-        sums.before += before ? sum : 0.0f;
+        row.entropy.add(entropy);
+        row.distance.add(fmaf(sum, float(back), distance));
+        if (near) {
+            row.near.add(sum);
+        }
+        if (before) {
+            row.before.add(sum);
+        }
     }
 }
 
@@ -302,33 +301,40 @@ __device__ inline void add_whole(const float (&products)[Tiles::ROWS][Tiles::COL
 template <typename Tiles>
 __device__ inline void add_any(const float (&products)[Tiles::ROWS][Tiles::COLUMNS], float factor,
                                const Where &at, Row (&rows)[Tiles::ROWS],
-                               Partial (&partial)[Tiles::ROWS], float (&columns)[Tiles::COLUMNS],
-                               float *points) {
+                               float (&columns)[Tiles::COLUMNS], float *points) {
 #pragma unroll
     for (int i = 0; i < Tiles::ROWS; ++i) {
         Row &row = rows[i];
-        Partial &sums = partial[i];
         const int query = Tiles::query(i), own = at.first + query - Tiles::own_key();
         // A row that is not there sees nothing.
         const int window = query < at.n_queries ? at.window : 0;
+        const int n_before = at.before - Tiles::own_key();
+        bool found = false;
+        float of_own = 0.0f, entropy = 0.0f, distance = 0.0f, near = 0.0f, before = 0.0f;
 #pragma unroll
         for (int j = 0; j < Tiles::COLUMNS; ++j) {
             const int back = own - Tiles::step(j);
-            const bool seen = back >= 0 && back < window;
+            const bool seen = unsigned(back) < unsigned(window);
             const float x = seen ? fmaf(products[i][j], factor, -row.lse) : LOWEST;
             const float a = seen ? exponential(x) : 0.0f;
             row.largest = fmaxf(row.largest, x);
-            sums.entropy = fmaf(a, fmaxf(x, LOWEST), sums.entropy);
-            sums.distance = fmaf(a, float(back), sums.distance);
-            sums.near += back < at.near ? a : 0.0f;
-            sums.before += Tiles::own_key() + Tiles::step(j) < at.before ? a : 0.0f;
+            entropy = fmaf(a, fmaxf(x, LOWEST), entropy);
+            distance = fmaf(a, float(back), distance);
+            near += back < at.near ? a : 0.0f;
+            before += Tiles::step(j) < n_before ? a : 0.0f;
             columns[j] += a;
-            if (seen && back == 0) {
-                points[query * POINTS + OWN] = x;
-            }
-            if (seen && j == 0 && at.from_start && Tiles::own_key() == 0) {
+            found = found || (seen && back == 0);
+            of_own = back == 0 ? x : of_own;
+            if (j == 0 && seen && at.from_start && Tiles::own_key() == 0) {
                 points[query * POINTS + FIRST] = x;
             }
+        }
+        row.entropy.add(entropy);
+        row.distance.add(distance);
+        row.near.add(near);
+        row.before.add(before);
+        if (found) {
+            points[query * POINTS + OWN] = of_own;
         }
     }
 }
@@ -337,8 +343,7 @@ __device__ inline void add_any(const float (&products)[Tiles::ROWS][Tiles::COLUM
 template <typename Tiles>
 __device__ inline void add_chunk(float (&products)[Tiles::ROWS][Tiles::COLUMNS],
                                  const Scores &scores, const Where &at, Row (&rows)[Tiles::ROWS],
-                                 Partial (&partial)[Tiles::ROWS], float (&columns)[Tiles::COLUMNS],
-                                 float *points) {
+                                 float (&columns)[Tiles::COLUMNS], float *points) {
     float factor = scores.factor;
     if (scores.soft_cap != 0.0f) {
 #pragma unroll
@@ -361,9 +366,9 @@ __device__ inline void add_chunk(float (&products)[Tiles::ROWS][Tiles::COLUMNS],
                                            : Share::none;
     if (seen && near != Share::some && before != Share::some && !at.from_start) {
         add_whole<Tiles>(products, factor, at, near == Share::all, before == Share::all, rows,
-                         partial, columns);
+                         columns);
     } else {
-        add_any<Tiles>(products, factor, at, rows, partial, columns, points);
+        add_any<Tiles>(products, factor, at, rows, columns, points);
     }
 }
 
@@ -389,27 +394,29 @@ __device__ inline void summarise(const Case<T> &of, Tiles &tiles) {
     index /= of.splits;
     const size_t head = index % of.h, row = index / of.h;
     const Extent valid = extent(of.lengths, of.offsets, row, of.t, of.s);
-    const size_t length = valid.length, offset = valid.offset, n_keys = offset + length;
+    // Positions, of which there are at most 2^30.
+    const int length = int(valid.length), offset = int(valid.offset), n_keys = offset + length;
     const size_t of_split = ((of.s + KEYS - 1) / KEYS + of.splits - 1) / of.splits * KEYS;
-    const size_t begin_keys = split * of_split, end_keys = smaller(begin_keys + of_split, n_keys);
+    const int begin_keys = int(smaller(split * of_split, size_t(n_keys)));
+    const int end_keys = int(smaller((split + 1) * of_split, size_t(n_keys)));
     const size_t line = (row * of.h + head) * of.t;
     const T *const keys = of.k + start_of(of.k_at, row, 0, head / (of.h / of.h_kv));
     float *const columns = of.columns + ((row * of.h + head) * of.parts + part) * of.t;
     const int window = of.scores.window == 0 ? 0x7fffffff : clamped(of.scores.window);
-    const int near = clamped(of.near);
-    const size_t boundary = of.boundaries[row];
+    const auto first_seen = [window](int position) { return position < window ? 0 : position + 1 - window; };
+    const int near = clamped(of.near), boundary = clamped(of.boundaries[row]);
     tiles.d = of.d;
 
     // A column is always the same thread's.
     if (thread < KEYS) {
-        for (size_t key = begin_keys + thread; key < end_keys; key += KEYS) {
+        for (int key = begin_keys + thread; key < end_keys; key += KEYS) {
             if (key >= offset) {
                 columns[key - offset] = 0.0f;
             }
         }
     }
-    const auto add_columns = [&](size_t first, int stage) {
-        const size_t key = first + thread;
+    const auto add_columns = [&](int first, int stage) {
+        const int key = first + thread;
         if (thread < KEYS && key >= offset && key < n_keys) {
             float sum = 0.0f;
 #pragma unroll
@@ -421,13 +428,14 @@ __device__ inline void summarise(const Case<T> &of, Tiles &tiles) {
     };
 
     // Later tiles see more keys: every other round deals them in reverse.
-    for (size_t round = 0; round * of.parts * Tiles::QUERIES < length; ++round) {
-        const size_t tile = round * of.parts + (round % 2 == 0 ? part : of.parts - 1 - part);
-        const size_t begin = tile * Tiles::QUERIES, end = smaller(begin + Tiles::QUERIES, length);
+    const int parts = int(of.parts);
+    for (int round = 0; round * parts * Tiles::QUERIES < length; ++round) {
+        const int tile = round * parts + (round % 2 == 0 ? int(part) : parts - 1 - int(part));
+        const int begin = tile * Tiles::QUERIES, end = min(begin + Tiles::QUERIES, length);
         if (begin >= end) {
             continue;
         }
-        const int n_queries = int(end - begin);
+        const int n_queries = end - begin;
         tiles.open({of.q + start_of(of.q_at, row, begin, head), size_t(of.q_at.pos)}, n_queries);
         Row rows[Tiles::ROWS];
 #pragma unroll
@@ -436,21 +444,19 @@ __device__ inline void summarise(const Case<T> &of, Tiles &tiles) {
             rows[i] = {query < n_queries ? of.lse[line + begin + query] : 0.0f, LOWEST, {}, {}, {}, {}};
         }
         // The warp's queries.
-        const size_t own_begin = begin + warp * Tiles::WARP_QUERIES;
-        const size_t own_end = smaller(own_begin + Tiles::WARP_QUERIES, end);
+        const int own_begin = begin + warp * Tiles::WARP_QUERIES;
+        const int own_end = min(own_begin + Tiles::WARP_QUERIES, end);
 
-        const size_t first = first_key(of.scores, offset + begin) / KEYS * KEYS;
-        const size_t from = first > begin_keys ? first : begin_keys;
-        const size_t to = smaller(end_keys, offset + end);
-        const auto fetch = [&](size_t key, int stage) {
-            const size_t count = smaller(KEYS, to - key);
-            tiles.fetch({keys + key * of.k_at.pos, size_t(of.k_at.pos)}, int(count), stage);
+        const int from = max(first_seen(offset + begin) / KEYS * KEYS, begin_keys);
+        const int to = min(end_keys, offset + end);
+        const auto fetch = [&](int key, int stage) {
+            tiles.fetch({keys + key * size_t(of.k_at.pos), size_t(of.k_at.pos)}, min(KEYS, to - key), stage);
         };
         int stage = 0;
         if (from < to) {
             fetch(from, stage);
         }
-        for (size_t key = from; key < to; key += KEYS) {
+        for (int key = from; key < to; key += KEYS) {
             tiles.arrive();
             if (key + KEYS < to) {
                 fetch(key + KEYS, 1 - stage);
@@ -458,37 +464,23 @@ __device__ inline void summarise(const Case<T> &of, Tiles &tiles) {
             if (key > from) {
                 add_columns(key - KEYS, 1 - stage);
             }
-            Partial partial[Tiles::ROWS] = {};
 #pragma unroll 1
             for (int chunk = 0; chunk < KEYS / Tiles::CHUNK; ++chunk) {
-                const size_t start = key + chunk * Tiles::CHUNK;
+                const int start = key + chunk * Tiles::CHUNK;
                 const bool seen = own_begin < own_end && start < offset + own_end &&
-                                  start + Tiles::CHUNK > first_key(of.scores, offset + own_begin);
+                                  start + Tiles::CHUNK > first_seen(offset + own_begin);
                 float products[Tiles::ROWS][Tiles::COLUMNS], of_thread[Tiles::COLUMNS] = {};
                 if (seen || !Tiles::BY_WARPS) {
                     tiles.products(stage, chunk, products);
                 }
                 if (seen) {
-                    const int ahead = int(int64_t(offset) - int64_t(start));
-                    const Where at{ahead + int(own_begin),
-                                   ahead + int(own_end) - 1,
-                                   ahead + int(begin),
-                                   n_queries,
-                                   window,
-                                   near,
-                                   boundary > start ? clamped(boundary - start) : 0,
-                                   start == 0};
-                    add_chunk<Tiles>(products, of.scores, at, rows, partial, of_thread,
+                    const int ahead = offset - start;
+                    const Where at{ahead + own_begin, ahead + own_end - 1, ahead + begin, n_queries,
+                                   window, near, max(boundary - start, 0), start == 0};
+                    add_chunk<Tiles>(products, of.scores, at, rows, of_thread,
                                      of.points + (line + begin) * POINTS);
                 }
                 Tiles::over_queries(of_thread, of_warps[stage][warp] + chunk * Tiles::CHUNK);
-            }
-#pragma unroll
-            for (int i = 0; i < Tiles::ROWS; ++i) {
-                rows[i].entropy.add(partial[i].entropy);
-                rows[i].distance.add(partial[i].distance);
-                rows[i].near.add(partial[i].near);
-                rows[i].before.add(partial[i].before);
             }
             stage = 1 - stage;
         }
@@ -578,9 +570,9 @@ KERNEL(attention_summary_join_f32)
     out += index * STATISTICS;
     const size_t query = index % t;
     const Extent valid = extent(lengths, offsets, index / t / h, t, s);
-    if (!valid.fits || query >= valid.length) {
+    if (query >= valid.length) {
         for (int i = 0; i < STATISTICS; ++i) {
-            out[i] = valid.fits ? 0.0f : __builtin_nanf("");
+            out[i] = 0.0f;
         }
         return;
     }

@@ -9,23 +9,20 @@
 #include "attention.cuh"
 #include "pack.cuh"
 
-// What a row of the batch holds, from its length and offset in device memory, which no host has
-// read.
+__device__ inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+// The valid queries of a row of the batch and the keys before the first one, from device memory,
+// which no host has read: a length beyond the queries or keys that there are counts as the smaller
+// of those, then an offset that leaves no room for its keys as the largest that does.
 struct Extent {
-    size_t length, offset; // 0 where they do not fit
-    bool fits;             // into the queries and keys that there are
+    size_t length, offset;
 };
 
 __device__ inline Extent extent(const uint32_t *lengths, const uint32_t *offsets, size_t row,
                                 size_t n_queries, size_t n_keys) {
-    const size_t length = lengths[row], offset = offsets[row];
-    if (length > n_queries || offset + length > n_keys) {
-        return {0, 0, false};
-    }
-    return {length, offset, true};
+    const size_t length = smaller(lengths[row], smaller(n_queries, n_keys));
+    return {length, smaller(offsets[row], n_keys - length)};
 }
-
-__device__ inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 // Vectors of one head behind one another: where the first one is and the step between them.
 template <typename T> struct Vectors {

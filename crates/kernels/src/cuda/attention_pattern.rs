@@ -12,9 +12,6 @@ const TILE: usize = 64;
 const THREADS: u32 = 256;
 
 /// The queries and keys of a batch, in device memory.
-///
-/// The host does not read lengths and offsets: a row whose queries or keys are not all there has
-/// results that are NaN.
 #[derive(Clone, Copy, Debug)]
 pub struct QueriesAndKeys<'a> {
     /// `[batch, pos, head, d]`, any of the stored dtypes, any strides but the last.
@@ -22,9 +19,11 @@ pub struct QueriesAndKeys<'a> {
     /// `[batch, key_pos, kv_head, d]`, the same; head `h` reads key–value head
     /// `h / (n_heads / n_kv_heads)`.
     pub k: &'a Tensor,
-    /// Valid queries of each row, `[batch]`, `u32`.
+    /// Valid queries of each row, `u32 [batch]`; more than there are queries or keys count as the
+    /// smaller of the two.
     pub lengths: &'a Tensor,
-    /// Absolute position of each row's first query, `[batch]`, `u32`.
+    /// Absolute position of each row's first query, `u32 [batch]`. One that leaves no room for the
+    /// queries' own keys counts as the largest that does.
     pub offsets: &'a Tensor,
 }
 

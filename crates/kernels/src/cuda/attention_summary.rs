@@ -26,6 +26,7 @@ const MAX_SPLITS: usize = 64;
 const OF_ROW: usize = 5;
 const POINTS: usize = 2;
 const JOIN_THREADS: usize = 256;
+const MAX_KEYS: usize = 1 << 30;
 
 /// How products of queries and keys are formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +110,7 @@ pub fn attention_summary(
 ///
 /// [`Error::Shape`], [`Error::DType`], [`Error::NonContiguous`]; [`Error::Range`] for a dtype that
 /// kernels do not store, products that it cannot have, a window of 0, a soft cap that is not a
-/// positive, finite number, 2³¹ keys, and for more blocks than a launch has.
+/// positive, finite number, more than 2³⁰ keys, and for more blocks than a launch has.
 pub fn plan<'a>(
     input: QueriesAndKeys<'a>,
     options: &AttentionOptions,
@@ -121,8 +122,8 @@ pub fn plan<'a>(
     let Shape { b, t, s, h, h_kv, d, q, k } = input.check(OP)?;
     expect(OP, "lse", lse, DType::F32, &[b, h, t])?;
     expect(OP, "boundaries", boundaries, DType::U32, &[b])?;
-    if s > i32::MAX as usize {
-        return Err(Error::range(OP, "the number of keys", "below 2³¹", s));
+    if s > MAX_KEYS {
+        return Err(Error::range(OP, "the number of keys", "at most 2³⁰", s));
     }
     let scores = Scores::of(OP, options)?;
     let dtype = suffix(OP, input.q.dtype())?;

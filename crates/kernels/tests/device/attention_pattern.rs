@@ -5,7 +5,7 @@ use kernels::cuda::attention_pattern::{QueriesAndKeys, plan};
 use testkit::cases::Attention;
 use testkit::{Data, assert_close, assert_tensor_bits};
 
-use super::queries::{Batch, Inputs, SUMMARY, cases, of, words};
+use super::queries::{Batch, Inputs, SMALL, SUMMARY, cases, greedy, of, words};
 use super::{DTYPES, check, numbers};
 use crate::machine::{EFFORTS, run};
 
@@ -61,19 +61,6 @@ fn matrices_are_the_reference() {
     }
 }
 
-const SMALL: Attention = Attention {
-    heads: 4,
-    kv_heads: 2,
-    d_head: 8,
-    d_value: 8,
-    lengths: &[66, 9],
-    offsets: &[0, 60],
-    window: Some(40),
-    soft_cap: None,
-    sharpness: 1.0,
-    bench: false,
-};
-
 #[test]
 fn hidden_is_exactly_zero() {
     let batch = Batch::new(SMALL, DType::F32, SUMMARY);
@@ -90,43 +77,33 @@ fn hidden_is_exactly_zero() {
 
 #[test]
 fn a_log_sum_exp_with_a_sink_has_all_that_a_sink_needs() {
-    let batch = Batch::new(SMALL, DType::BF16, SUMMARY);
-    // A sink that takes a half of every row.
-    let half = |inputs: Inputs| {
-        let mut inputs = with_heads(inputs, &[3, 1]);
-        inputs[4] = (&inputs[4] + std::f64::consts::LN_2).unwrap();
-        inputs
-    };
-    let expected: Vec<f64> = chosen(&batch, &batch.expected.pattern, &[3, 1]);
-    let expected: Vec<f64> = expected.iter().map(|a| a / 2.0).collect();
+    let sinks = [1.0, -3.0, 2.5, 0.0];
+    let batch = Batch::with_sinks(SMALL, DType::BF16, SUMMARY, Some(&sinks));
     check(
-        "half a pattern",
+        "a pattern beside a sink",
         |inputs| plan(of(inputs), &batch.options, &inputs[5], Some(&inputs[4])).unwrap(),
-        batch.inputs.clone().map(half),
-        &expected,
+        batch.inputs.clone().map(|inputs| with_heads(inputs, &[3, 1, 2])),
+        &chosen(&batch, &batch.expected.pattern, &[3, 1, 2]),
         batch.tolerance(),
     );
 }
 
 #[test]
-fn lengths_and_offsets_that_do_not_fit_are_nan() {
-    let batch = Batch::new(SMALL, DType::F32, SUMMARY);
-    let (t, s, list) = (batch.t, batch.s, words(&[2, 0]));
-    let expected = chosen(&batch, &batch.expected.pattern, &[2, 0]);
-    for inputs in &batch.inputs {
-        for (length, offset) in
-            [(t + 1, 0), (5, s - 4), (0, s + 1), (u32::MAX as usize, 0), (1, u32::MAX as usize)]
-        {
-            let mut inputs = inputs.clone();
-            (inputs[2], inputs[3]) = (words(&[66, length]), words(&[0, offset]));
-            let plan = plan(of(&inputs), &batch.options, &list, Some(&inputs[4])).unwrap();
-            for effort in EFFORTS {
-                let pattern = numbers(&run(&plan, effort).unwrap()[0]);
-                let (good, bad) = pattern.split_at(pattern.len() / 2);
-                assert_close("the other row", good, &expected[..good.len()], batch.tolerance());
-                assert!(bad.iter().all(|a| a.is_nan()), "{length} {offset}");
-            }
-        }
+fn lengths_and_offsets_that_do_not_fit_count_as_those_that_do() {
+    for dtype in DTYPES {
+        let (batch, [lengths, offsets]) = greedy(dtype);
+        let greedy = |inputs: Inputs| {
+            let mut inputs = with_heads(inputs, &[2, 0]);
+            (inputs[2], inputs[3]) = (lengths.clone(), offsets.clone());
+            inputs
+        };
+        check(
+            "greedy",
+            |inputs| plan(of(inputs), &batch.options, &inputs[5], Some(&inputs[4])).unwrap(),
+            batch.inputs.clone().map(greedy),
+            &chosen(&batch, &batch.expected.pattern, &[2, 0]),
+            batch.tolerance(),
+        );
     }
 }
 

@@ -36,6 +36,30 @@ pub fn words(values: &[usize]) -> Tensor {
     Tensor::from_vec(words, values.len(), &Device::Cpu).unwrap()
 }
 
+/// Two rows that take all queries and keys there are, where the lengths and offsets given beside
+/// the batch ask for more.
+pub fn greedy(dtype: DType) -> (Batch, [Tensor; 2]) {
+    let case = Attention { lengths: &[70, 70], offsets: &[20, 20], ..SMALL };
+    let mut data = Data::new(3);
+    let (q, k) = (data.tensor(&[2, 70, 4, 8]), data.tensor(&[2, 90, 2, 8]));
+    let batch = Batch::of(case, [q, k], dtype, SUMMARY, None);
+    let most = u32::MAX as usize;
+    (batch, [words(&[71, most]), words(&[21, most])])
+}
+
+pub const SMALL: Attention = Attention {
+    heads: 4,
+    kv_heads: 2,
+    d_head: 8,
+    d_value: 8,
+    lengths: &[66, 9],
+    offsets: &[0, 60],
+    window: Some(40),
+    soft_cap: None,
+    sharpness: 1.0,
+    bench: false,
+};
+
 /// The cases whose matrices a plain loop fills in reasonable time.
 pub fn cases() -> impl Iterator<Item = Attention> {
     ATTENTION.iter().copied().filter(|case| case.lengths.iter().all(|&length| length < 2048))
@@ -43,6 +67,15 @@ pub fn cases() -> impl Iterator<Item = Attention> {
 
 impl Batch {
     pub fn new(case: Attention, dtype: DType, summary: SummaryOptions) -> Self {
+        Self::with_sinks(case, dtype, summary, None)
+    }
+
+    pub fn with_sinks(
+        case: Attention,
+        dtype: DType,
+        summary: SummaryOptions,
+        sinks: Option<&[f32]>,
+    ) -> Self {
         let mut data = Data::new(case.d_head as u64);
         let (b, d) = (case.lengths.len(), case.d_head);
         let ends: Vec<usize> =
@@ -58,11 +91,17 @@ impl Batch {
         };
         let q = tensor(t, case.heads, case.lengths, case.sharpness);
         let k = tensor(s, case.kv_heads, &ends, 1.0);
-        Self::of(case, [q, k], dtype, summary)
+        Self::of(case, [q, k], dtype, summary, sinks)
     }
 
-    /// The same for queries and keys that are given, `[batch, pos, head, d]` each.
-    pub fn of(case: Attention, [q, k]: [Tensor; 2], dtype: DType, summary: SummaryOptions) -> Self {
+    /// For queries and keys that are given, `[batch, pos, head, d]` each.
+    pub fn of(
+        case: Attention,
+        [q, k]: [Tensor; 2],
+        dtype: DType,
+        summary: SummaryOptions,
+        sinks: Option<&[f32]>,
+    ) -> Self {
         let (b, t, h, d) = q.dims4().unwrap();
         let s = k.dim(1).unwrap();
         let options = AttentionOptions {
@@ -81,6 +120,7 @@ impl Batch {
             scale: options.scale,
             window: case.window,
             soft_cap: case.soft_cap,
+            sinks,
             summary,
             sinks: None,
         });
