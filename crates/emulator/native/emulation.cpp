@@ -307,6 +307,11 @@ uint64_t together(Collective kind, unsigned mask, uint64_t value, int operand, i
         if (fellow.state == State::ended) {
             fault("a collective with a lane that has ended", fiber, &fellow);
         }
+        // The last lane to come looks at all.
+        if (fellow.state == State::ready) {
+            complete = false;
+            break;
+        }
         complete = complete && fellow.state == State::in_warp && fellow.kind == kind && fellow.mask == mask &&
                    fellow.site == site;
     }
