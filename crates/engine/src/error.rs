@@ -520,6 +520,26 @@ pub enum Error {
     /// The prompts that come with the program cannot be read.
     #[error("the built-in derivations cannot be read: {0}")]
     BuiltInPrompts(serde_json::Error),
+    /// A word that names no device.
+    #[error("`{text}` is no device; expected auto, cpu, cuda, cuda:1, or several as cuda:0,cuda:1")]
+    DeviceName {
+        /// The word.
+        text: String,
+    },
+    /// More devices than a model is placed on.
+    #[error("{count} devices were named, and a model runs on one; name one")]
+    Devices {
+        /// How many.
+        count: usize,
+    },
+    /// A GPU that is not there, cannot be used, or was lost.
+    #[error(transparent)]
+    Gpu(Box<kernels::Error>),
+    /// The memory of a GPU is full.
+    #[error(
+        "{0}; what was finished is kept; go on with --graph recomputed or fewer hook points, cut prompts with --max-tokens, or name another gpu with --device"
+    )]
+    GpuMemory(Box<kernels::Error>),
     /// Naming, planning or handing over activations failed.
     #[error(transparent)]
     Hooks(hooks::Error),
@@ -534,7 +554,7 @@ pub enum Error {
     Store(Box<store::Error>),
     /// A tensor operation failed.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
 }
 
 fn quoted(values: &[String; 2]) -> String {
@@ -548,9 +568,26 @@ impl From<analysis::verdict::Unfit> for Error {
     }
 }
 
+/// An error of a device: what else a numeric operation refuses reaches this crate as its caller's.
+impl From<kernels::Error> for Error {
+    fn from(error: kernels::Error) -> Self {
+        match error {
+            kernels::Error::OutOfMemory { .. } => Self::GpuMemory(Box::new(error)),
+            error => Self::Gpu(Box::new(error)),
+        }
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        kernels::Error::of_device("a tensor operation", error).map_or_else(Self::Tensor, Self::from)
+    }
+}
+
 impl From<runner::Error> for Error {
     fn from(error: runner::Error) -> Self {
         match error {
+            runner::Error::Kernel(error) if error.is_of_device() => error.into(),
             runner::Error::Hooks(error) => error.into(),
             runner::Error::ChatDate { path } => Self::ChatDate { path },
             error => Self::Runner(Box::new(error)),
@@ -560,7 +597,17 @@ impl From<runner::Error> for Error {
 
 impl From<analysis::Error> for Error {
     fn from(error: analysis::Error) -> Self {
-        Self::Analysis(Box::new(error))
+        use analysis::Error as E;
+        match error {
+            E::Kernel { source, .. } if source.is_of_device() => source.into(),
+            E::Tensor { point, request, source } => {
+                match kernels::Error::of_device("reading a captured tensor", source) {
+                    Ok(error) => error.into(),
+                    Err(source) => Self::Analysis(Box::new(E::Tensor { point, request, source })),
+                }
+            }
+            error => Self::Analysis(Box::new(error)),
+        }
     }
 }
 
@@ -574,15 +621,22 @@ impl From<hooks::Error> for Error {
     /// A sink's error travels through the forward pass in a box; here it comes
     /// out again as what it was.
     fn from(error: hooks::Error) -> Self {
-        let hooks::Error::Sink(inner) = error else {
-            return Self::Hooks(error);
+        let inner = match error {
+            hooks::Error::Sink(inner) => inner,
+            hooks::Error::Tensor(error) => {
+                return match kernels::Error::of_device("handing over activations", error) {
+                    Ok(error) => error.into(),
+                    Err(error) => Self::Hooks(hooks::Error::Tensor(error)),
+                };
+            }
+            error => return Self::Hooks(error),
         };
         let inner = match inner.downcast::<Error>() {
             Ok(own) => return *own,
             Err(inner) => inner,
         };
         let inner = match inner.downcast::<analysis::Error>() {
-            Ok(analysis) => return Self::Analysis(analysis),
+            Ok(analysis) => return (*analysis).into(),
             Err(inner) => inner,
         };
         match inner.downcast::<store::Error>() {
@@ -597,6 +651,7 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Runner(error) => error.fault(),
+            Self::Gpu(_) | Self::GpuMemory(_) => Fault::Device,
             Self::NotFinite { .. }
             | Self::NoTokenizer
             | Self::Read { .. }

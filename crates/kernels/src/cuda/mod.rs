@@ -15,7 +15,10 @@ use crate::{Error, Result};
 
 pub mod activation;
 pub mod capability;
+mod failure;
+pub mod gpu;
 pub mod layer_norm;
+pub mod libraries;
 pub mod rms_norm;
 pub mod rotary;
 pub mod router;
