@@ -17,10 +17,10 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    Arguments, CaptureOptions, CheckOptions, Device, DeviceChoice, Exactness, Fault, Form,
-    FunctionalKind, FunctionalValues, GraphChoice, Graphs, Item, Job, Keep, LabelOptions,
-    Laplacian, ModelChoice, Of, Part, Prefixes, Probing, PromptSource, QuadratureOptions, Special,
-    SpectralOptions, StoredType, Tokenization, WeightDtype, Written,
+    Arguments, CaptureOptions, CheckOptions, Exactness, Fault, Form, FunctionalKind,
+    FunctionalValues, GraphChoice, Graphs, Item, Job, Keep, LabelOptions, Laplacian, ModelChoice,
+    Of, Part, Prefixes, Probing, PromptSource, QuadratureOptions, Special, SpectralOptions,
+    StoredType, Tokenization, WeightDtype, Written,
 };
 use serde::Serialize;
 
@@ -276,13 +276,6 @@ fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
     emit(shared, &Judgement { outcome, verdicts })
 }
 
-/// The one device that was chosen.
-fn device(choice: &DeviceChoice) -> anyhow::Result<Device> {
-    let [device] = <[Device; 1]>::try_from(choice.open()?)
-        .map_err(|devices| engine::Error::Devices { count: devices.len() })?;
-    Ok(device)
-}
-
 /// A job that measures nothing yet.
 fn job(args: &RunArgs) -> anyhow::Result<Job> {
     let prompts = &args.prompts;
@@ -291,7 +284,7 @@ fn job(args: &RunArgs) -> anyhow::Result<Job> {
     Ok(Job {
         model: ModelChoice {
             model: args.model.model.clone(),
-            device: device(&args.model.device)?,
+            placement: args.model.device.open()?,
             dtype: match args.model.dtype {
                 args::Dtype::Auto => WeightDtype::AsStored,
                 args::Dtype::F32 => WeightDtype::F32,

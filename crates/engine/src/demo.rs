@@ -6,7 +6,7 @@ use std::path::Path;
 use analysis::contrast::{Contrast, Pair};
 use analysis::spectral::{Exactness, Keep, Preset};
 use hooks::{Positions, Selection};
-use runner::{BuiltIn, WeightDtype};
+use runner::{BuiltIn, Placement, WeightDtype};
 use serde::{Deserialize, Serialize};
 use store::StoredType;
 
@@ -104,7 +104,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
     let job = Job {
         model: ModelChoice {
             model: BuiltIn::TinyMixtral.name().to_owned(),
-            device: candle_core::Device::Cpu,
+            placement: Placement::Cpu,
             dtype: WeightDtype::AsStored,
         },
         prompts: PromptSource::Given(texts.collect()),

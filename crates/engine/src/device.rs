@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::Device;
 use kernels::cuda::gpu;
+use runner::Placement;
 
 use crate::{Error, Result};
 
@@ -72,25 +72,28 @@ impl DeviceChoice {
     ///
     /// [`Error::Gpu`] where a GPU that was named is not to be had, or the best one is of another
     /// capability than the build is for.
-    pub fn open(&self) -> Result<Vec<Device>> {
+    pub fn open(&self) -> Result<Placement> {
         match self {
-            Self::Cpu => Ok(vec![Device::Cpu]),
-            Self::Cuda(ordinals) => ordinals.iter().map(|&n| Ok(gpu::open(n)?)).collect(),
-            Self::Best => Ok(vec![best(gpu::gpus())?]),
+            Self::Cpu => Ok(Placement::Cpu),
+            Self::Cuda(ordinals) => {
+                let devices: kernels::Result<_> = ordinals.iter().map(|&n| gpu::open(n)).collect();
+                Ok(Placement::Devices(devices?))
+            }
+            Self::Best => best(gpu::gpus()),
         }
     }
 }
 
 /// The best of what there is: a GPU that the build has no code for is refused, since whoever has
 /// one wants to know.
-fn best(gpus: kernels::Result<Vec<gpu::Gpu>>) -> Result<Device> {
+fn best(gpus: kernels::Result<Vec<gpu::Gpu>>) -> Result<Placement> {
     use kernels::Error as E;
     match gpus {
         Ok(gpus) => match gpus.iter().max_by_key(|gpu| (gpu.fits(), gpu.free)) {
-            Some(gpu) => Ok(gpu::open(gpu.ordinal)?),
-            None => Ok(Device::Cpu),
+            Some(gpu) => Ok(Placement::Devices(vec![gpu::open(gpu.ordinal)?])),
+            None => Ok(Placement::Cpu),
         },
-        Err(E::NoCuda | E::NoDriver { .. } | E::NoGpu { .. }) => Ok(Device::Cpu),
+        Err(E::NoCuda | E::NoDriver { .. } | E::NoGpu { .. }) => Ok(Placement::Cpu),
         Err(error) => Err(error.into()),
     }
 }
@@ -138,7 +141,7 @@ mod tests {
         use kernels::Error as E;
         let absent = |code| Err(E::of_code("listing gpus", code).unwrap());
         for gpus in [Err(E::NoCuda), absent(100), absent(34), Ok(Vec::new())] {
-            assert!(best(gpus).unwrap().is_cpu());
+            assert!(matches!(best(gpus), Ok(Placement::Cpu)));
         }
         let lost = best(absent(719)).unwrap_err();
         assert_eq!(lost.fault(), crate::Fault::Device);

@@ -526,12 +526,6 @@ pub enum Error {
         /// The word.
         text: String,
     },
-    /// More devices than a model is placed on.
-    #[error("{count} devices were named, and a model runs on one; name one")]
-    Devices {
-        /// How many.
-        count: usize,
-    },
     /// A GPU that is not there, cannot be used, or was lost.
     #[error(transparent)]
     Gpu(Box<kernels::Error>),

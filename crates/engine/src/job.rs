@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use analysis::routing::RoutingSink;
-use candle_core::Device;
 use hooks::{ModelInfo, Selection};
-use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype, Written};
+use runner::{Fingerprint, LoadOptions, Origin, Placement, Special, WeightDtype, Written};
 use serde_json::{Value, json};
 
 use crate::labels::{LabelOptions, LastResidual, ResidualSlot};
@@ -21,14 +20,14 @@ pub struct ModelChoice {
     /// A folder, a GGUF file, a built-in name or a hub id.
     pub model: String,
     /// Where it runs.
-    pub device: Device,
+    pub placement: Placement,
     /// How its weights are held.
     pub dtype: WeightDtype,
 }
 
 impl ModelChoice {
     pub(crate) fn load_options(&self) -> LoadOptions {
-        LoadOptions { device: self.device.clone(), dtype: self.dtype }
+        LoadOptions { placement: self.placement.clone(), dtype: self.dtype }
     }
 }
 
@@ -127,10 +126,12 @@ impl Job {
         };
         let mut description = json!({
             "model": model,
-            "device": format!("{:?}", self.model.device.location()).to_lowercase(),
+            "device": self.model.placement.to_string(),
             "dtype": match self.model.dtype {
                 WeightDtype::AsStored => "as_stored",
                 WeightDtype::F32 => "f32",
+                WeightDtype::Bf16 => "bf16",
+                WeightDtype::F16 => "f16",
             },
             "inputs_sha256": inputs,
             "special_tokens": self.tokenization.special == Special::Add,

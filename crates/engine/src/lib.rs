@@ -30,7 +30,6 @@ mod verdicts;
 pub use analysis::spectral::{
     Exactness, Graphs, Keep, Laplacian, Part, Preset, Probing, QuadratureOptions,
 };
-pub use candle_core::Device;
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};
 pub use device::DeviceChoice;
@@ -52,7 +51,7 @@ pub use prompts::{Content, Prompt, PromptSource};
 pub use recorders::capture::CaptureOptions;
 pub use recorders::spectral::{GraphChoice, MAX_STORED, Prefixes, SpectralOptions};
 pub use run::{Outcome, run};
-pub use runner::{Date, Message, Special, WeightDtype, Written};
+pub use runner::{Date, Message, Placement, Special, WeightDtype, Written};
 pub use scores::{Score, Scores, score};
 pub use show::{Contents, Item, Rows, Shown, TableSummary, TensorValues, show};
 pub use store::StoredType;

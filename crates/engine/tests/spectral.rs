@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    Content, Device, Error, Exactness, GraphChoice, Item, Job, Keep, Laplacian, ModelChoice,
+    Content, Error, Exactness, GraphChoice, Item, Job, Keep, Laplacian, ModelChoice, Placement,
     Prefixes, Preset, Prompt, PromptSource, Selection, Shown, Silent, SpectralOptions,
     Tokenization, WeightDtype,
 };
@@ -72,7 +72,7 @@ fn rows(
     let job = Job {
         model: ModelChoice {
             model: golden(model),
-            device: Device::Cpu,
+            placement: Placement::Cpu,
             dtype: WeightDtype::AsStored,
         },
         prompts: PromptSource::Given(vec![Prompt::new("one", Content::Tokens(tokens))]),

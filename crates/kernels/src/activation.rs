@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 
-use crate::math;
 use crate::tensor::{self, MakeRow, Rows, Values};
 use crate::{Error, Result};
+use crate::{cuda, math};
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,9 @@ pub enum ActivationFunction {
 ///
 /// [`Error::DType`], [`Error::Device`], [`Error::NonContiguous`].
 pub fn activate(f: ActivationFunction, x: &Tensor) -> Result<Tensor> {
+    if let Some(machine) = cuda::machine(x) {
+        return cuda::activation::activate(machine, f, x);
+    }
     match f {
         ActivationFunction::Silu => each(x, math::silu),
         ActivationFunction::Gelu => each(x, math::gelu),
@@ -61,6 +64,9 @@ pub fn activate(f: ActivationFunction, x: &Tensor) -> Result<Tensor> {
 /// Shazeer, "GLU variants improve transformer",
 /// [arXiv:2002.05202](https://arxiv.org/abs/2002.05202), eq. 6.
 pub fn gated(f: ActivationFunction, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if let Some(machine) = cuda::machine(gate) {
+        return cuda::activation::gated(machine, f, gate, up);
+    }
     match f {
         ActivationFunction::Silu => each_gated(gate, up, math::silu),
         ActivationFunction::Gelu => each_gated(gate, up, math::gelu),

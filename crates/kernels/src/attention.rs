@@ -56,6 +56,22 @@ pub struct AttentionOptions {
     pub soft_cap: Option<f64>,
 }
 
+impl AttentionOptions {
+    /// Refuses windows and caps that cannot be.
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        if self.window == Some(0) {
+            return Err(Error::range(op, "window", "at least 1", 0));
+        }
+        match self.soft_cap {
+            Some(cap) if !(cap as f32).is_normal() || cap < 0.0 => {
+                let expected = "a positive, finite number in the range of f32";
+                Err(Error::range(op, "soft cap", expected, cap))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Queries, keys and values of a batch. The axes of heads and positions may have any strides.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInput<'a> {
@@ -223,13 +239,8 @@ struct SoftCap {
 }
 
 impl SoftCap {
-    fn new(cap: f64, scale: f64) -> Result<Self> {
-        let rounded = cap as f32;
-        if !(rounded.is_normal() && rounded > 0.0) {
-            let expected = "a positive, finite number in the range of f32";
-            return Err(Error::range(OP, "soft cap", expected, cap));
-        }
-        Ok(Self { cap: rounded, rate: (scale / cap) as f32 })
+    fn new(cap: f64, scale: f64) -> Self {
+        Self { cap: cap as f32, rate: (scale / cap) as f32 }
     }
 
     /// `c · tanh(scale · product / c)`.
@@ -299,12 +310,10 @@ impl<'a> Heads<'a> {
                 return Err(Error::range(OP, "offset + length", expected, end));
             }
         }
-        if options.window == Some(0) {
-            return Err(Error::range(OP, "window", "at least 1", 0));
-        }
+        options.check(OP)?;
         let window = options.window.unwrap_or(usize::MAX).min(i32::MAX as usize) as i32;
         let scale = options.scale as f32;
-        let soft_cap = options.soft_cap.map(|cap| SoftCap::new(cap, options.scale)).transpose()?;
+        let soft_cap = options.soft_cap.map(|cap| SoftCap::new(cap, options.scale));
         Ok(Self { q, k, v, b, t, s, h, h_kv, d, dv, lengths, offsets, scale, soft_cap, window })
     }
 

@@ -33,10 +33,60 @@ const OP: &str = "linear";
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Linear {
+    /// Weights packed for the CPU's products.
+    Packed(Packed),
+    /// Weights as a tensor on the device that computes the products.
+    Placed(Placed),
+}
+
+/// A layer whose weights are packed for the CPU's products.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Packed {
     /// Weights in `f32`.
     Dense(Dense),
     /// Weights in a quantized block format.
     Quantized(Quantized),
+}
+
+/// A layer whose weights are a tensor `[out, in]` of any dtype that the device multiplies.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    weight: Tensor,
+    /// `[out]`, of the weights' dtype.
+    bias: Option<Tensor>,
+    d_in: usize,
+    d_out: usize,
+}
+
+impl Placed {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut dims = x.dims().to_vec();
+        match dims.last_mut() {
+            Some(last) if *last == self.d_in => *last = self.d_out,
+            _ => {
+                return Err(Error::shape(OP, "x", format!("[.., {}]", self.d_in), x.dims()));
+            }
+        }
+        let product = || -> candle_core::Result<Tensor> {
+            let x = x.to_dtype(self.weight.dtype())?.reshape(((), self.d_in))?;
+            let y = x.matmul(&self.weight.t()?)?;
+            let y = match &self.bias {
+                Some(bias) => y.broadcast_add(bias)?,
+                None => y,
+            };
+            y.reshape(dims)
+        };
+        product().map_err(Error::candle(OP))
+    }
+
+    fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let select = || {
+            let ids = Tensor::new(ids, self.weight.device())?;
+            self.weight.index_select(&ids, 0)
+        };
+        select().map_err(Error::candle(OP))
+    }
 }
 
 /// A layer with weights in `f32`.
@@ -84,7 +134,7 @@ impl Linear {
         let bias = read_bias(bias, d_out)?;
         let rows = values.rows();
         let panels = Arc::new(Panels::pack(d_out, d_in, |j| rows.row(j)));
-        Ok(Self::Dense(Dense { panels, bias }))
+        Ok(Self::Packed(Packed::Dense(Dense { panels, bias })))
     }
 
     /// A layer whose weights `[out, in]` are read from elsewhere, once, straight into the
@@ -121,7 +171,28 @@ impl Linear {
         tensor::size(OP, "weight", &[d_out.div_ceil(WIDTH).saturating_mul(WIDTH), d_in])?;
         let bias = read_bias(bias, d_out)?;
         let panels = Arc::new(Panels::read(d_out, d_in, &read).map_err(not_finite)?);
-        Ok(Self::Dense(Dense { panels, bias }))
+        Ok(Self::Packed(Packed::Dense(Dense { panels, bias })))
+    }
+
+    /// A layer whose products are computed where its weights `[out, in]` are, a GPU for instance,
+    /// in their dtype.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]; [`Error::Candle`] if the bias cannot be brought there.
+    pub fn placed(weight: Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let &[d_out, d_in] = weight.dims() else {
+            return Err(Error::shape(OP, "weight", "[out, in]", weight.dims()));
+        };
+        let there = |bias: &Tensor| -> Result<Tensor> {
+            if bias.dims() != [d_out] {
+                return Err(Error::shape(OP, "bias", format!("[{d_out}]"), bias.dims()));
+            }
+            let moved = bias.to_device(weight.device()).and_then(|b| b.to_dtype(weight.dtype()));
+            moved.map_err(Error::candle(OP))
+        };
+        let bias = bias.map(there).transpose()?;
+        Ok(Self::Placed(Placed { weight, bias, d_in, d_out }))
     }
 
     /// A layer whose weights `[out, in]` are blocks of a quantized format: row `j` is `row(j)`.
@@ -152,7 +223,7 @@ impl Linear {
         }
         let bias = read_bias(bias, d_out)?;
         let weights = Weights::pack(encoding, d_out, d_in, &row).map_err(not_finite)?;
-        Ok(Self::Quantized(Quantized { weights: Arc::new(weights), bias }))
+        Ok(Self::Packed(Packed::Quantized(Quantized { weights: Arc::new(weights), bias })))
     }
 
     /// A layer with weights `[out, in]` in a format of GGUF files.
@@ -184,30 +255,33 @@ impl Linear {
     /// Input width.
     pub fn d_in(&self) -> usize {
         match self {
-            Self::Dense(layer) => layer.panels.k(),
-            Self::Quantized(layer) => layer.weights.k(),
+            Self::Packed(layer) => layer.d_in(),
+            Self::Placed(layer) => layer.d_in,
         }
     }
 
     /// Output width.
     pub fn d_out(&self) -> usize {
         match self {
-            Self::Dense(layer) => layer.panels.n(),
-            Self::Quantized(layer) => layer.weights.n(),
+            Self::Packed(layer) => layer.d_out(),
+            Self::Placed(layer) => layer.d_out,
         }
     }
 
-    /// The weights `[out, in]` in `f32`, a copy.
+    /// The weights `[out, in]`: in `f32`, a copy, or the tensor on the device.
     ///
     /// # Errors
     ///
     /// [`Error::Shape`] if the copy would not fit in memory.
     pub fn weight(&self) -> Result<Tensor> {
-        self.copy(self.d_out(), 0..self.d_out())
+        match self {
+            Self::Packed(layer) => layer.copy(layer.d_out(), 0..layer.d_out()),
+            Self::Placed(layer) => Ok(layer.weight.clone()),
+        }
     }
 
-    /// Rows of the weights, `[ids, in]` in `f32`: the lookup of an embedding that is
-    /// tied to this layer.
+    /// Rows of the weights, `[ids, in]`, in `f32` or as they are on the device: the lookup of an
+    /// embedding that is tied to this layer.
     ///
     /// # Errors
     ///
@@ -217,18 +291,10 @@ impl Linear {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= d_out) {
             return Err(Error::range(OP, "row", format!("below {d_out}"), id));
         }
-        self.copy(ids.len(), ids.iter().map(|&id| id as usize))
-    }
-
-    fn copy(&self, count: usize, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
-        let mut values = Vec::with_capacity(tensor::size(OP, "rows", &[count, self.d_in()])?);
-        for row in rows {
-            match self {
-                Self::Dense(layer) => values.extend(layer.panels.column(row)),
-                Self::Quantized(layer) => layer.weights.column(row, &mut values),
-            }
+        match self {
+            Self::Packed(layer) => layer.copy(ids.len(), ids.iter().map(|&id| id as usize)),
+            Self::Placed(layer) => layer.rows(ids),
         }
-        tensor::tensor(OP, values, &[count, self.d_in()])
     }
 
     /// `y = x Wᵀ + b`.
@@ -239,8 +305,9 @@ impl Linear {
     ///
     /// # Numerics
     ///
-    /// One chain of `f32` fused multiply–adds in ascending input index; the bias is
-    /// added last. Bit-identical for any number of rows and threads.
+    /// Packed: one chain of `f32` fused multiply–adds in ascending input index; the bias is
+    /// added last. Bit-identical for any number of rows and threads. Placed: in the weights'
+    /// dtype, to which `x` is converted, with sums in `f32`.
     ///
     /// # Errors
     ///
@@ -261,6 +328,40 @@ impl Linear {
     /// # }
     /// ```
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Packed(layer) => layer.forward(x),
+            Self::Placed(layer) => layer.forward(x),
+        }
+    }
+}
+
+impl Packed {
+    pub(crate) fn d_in(&self) -> usize {
+        match self {
+            Self::Dense(layer) => layer.panels.k(),
+            Self::Quantized(layer) => layer.weights.k(),
+        }
+    }
+
+    pub(crate) fn d_out(&self) -> usize {
+        match self {
+            Self::Dense(layer) => layer.panels.n(),
+            Self::Quantized(layer) => layer.weights.n(),
+        }
+    }
+
+    fn copy(&self, count: usize, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
+        let mut values = Vec::with_capacity(tensor::size(OP, "rows", &[count, self.d_in()])?);
+        for row in rows {
+            match self {
+                Self::Dense(layer) => values.extend(layer.panels.column(row)),
+                Self::Quantized(layer) => layer.weights.column(row, &mut values),
+            }
+        }
+        tensor::tensor(OP, values, &[count, self.d_in()])
+    }
+
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let values = Values::new(OP, "x", x)?;
         let rows = values.rows();
         if values.dims().is_empty() || rows.width() != self.d_in() {

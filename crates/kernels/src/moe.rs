@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::activation::{ActivationFunction, gated};
-use crate::linear::Linear;
+use crate::linear::{Linear, Packed};
 use crate::product::{Output, fill};
 use crate::router::Routing;
 use crate::tensor::{self, MakeRow, Rows, Values};
@@ -21,10 +21,18 @@ const OP: &str = "moe";
 /// The experts of one layer, each a gated feed-forward network.
 #[derive(Clone, Debug)]
 pub struct Experts {
-    gate_up: Vec<Linear>,
-    down: Vec<Linear>,
+    weights: Weights,
+    n_experts: usize,
     d_model: usize,
     d_expert: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Weights {
+    /// Packed for the CPU's products.
+    Packed { gate_up: Vec<Packed>, down: Vec<Packed> },
+    /// On the device that computes the products: `[expert, 2m, d]` and `[expert, d, m]`.
+    Placed { gate_up: Tensor, down: Tensor },
 }
 
 impl Experts {
@@ -33,7 +41,9 @@ impl Experts {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if the numbers or the widths do not agree, or without experts.
+    /// [`Error::Shape`] if the numbers or the widths do not agree, or without experts;
+    /// [`Error::Candle`] if experts on a device cannot be put behind one another there, for
+    /// instance because they are on several.
     pub fn new(gate_up: Vec<Linear>, down: Vec<Linear>) -> Result<Self> {
         let (Some(first), true) = (down.first(), gate_up.len() == down.len()) else {
             let expected = format!("[{} experts], at least 1", gate_up.len());
@@ -51,13 +61,52 @@ impl Experts {
                 return Err(Error::shape(OP, "down", expected, &[down.d_out(), down.d_in()]));
             }
         }
-        Ok(Self { gate_up, down, d_model, d_expert })
+        let n_experts = down.len();
+        let weights = Weights::new(gate_up, down)?;
+        Ok(Self { weights, n_experts, d_model, d_expert })
     }
 
     /// Number of experts.
     pub fn n_experts(&self) -> usize {
-        self.down.len()
+        self.n_experts
     }
+}
+
+impl Weights {
+    fn new(gate_up: Vec<Linear>, down: Vec<Linear>) -> Result<Self> {
+        if [&gate_up, &down].into_iter().flatten().any(|linear| matches!(linear, Linear::Placed(_)))
+        {
+            return Ok(Self::Placed { gate_up: stack(gate_up)?, down: stack(down)? });
+        }
+        let packed = |linears: Vec<Linear>| {
+            let packed = |linear| match linear {
+                Linear::Packed(packed) => Some(packed),
+                Linear::Placed(_) => None,
+            };
+            linears.into_iter().filter_map(packed).collect()
+        };
+        Ok(Self::Packed { gate_up: packed(gate_up), down: packed(down) })
+    }
+}
+
+/// The weights behind one another; each is let go when it is there.
+fn stack(linears: Vec<Linear>) -> Result<Tensor> {
+    let n = linears.len();
+    let mut all: Option<Tensor> = None;
+    for (expert, linear) in linears.into_iter().enumerate() {
+        let weight = linear.weight()?;
+        let zeros = || {
+            let (rows, columns) = weight.dims2()?;
+            Tensor::zeros((n, rows, columns), weight.dtype(), weight.device())
+        };
+        let stacked = all.take().map_or_else(zeros, Ok);
+        let stacked = stacked.and_then(|stacked| {
+            stacked.slice_set(&weight.unsqueeze(0)?, 0, expert)?;
+            Ok(stacked)
+        });
+        all = Some(stacked.map_err(Error::candle(OP))?);
+    }
+    all.ok_or_else(|| Error::shape(OP, "the experts", "at least 1", &[0]))
 }
 
 /// `y_t = Σ_r w_tr · down(f(gate(x_t)) · up(x_t))`, expert `indices[t, r]`.
@@ -81,6 +130,13 @@ pub fn moe(
     experts: &Experts,
     f: ActivationFunction,
 ) -> Result<Tensor> {
+    let (gate_up, down) = match &experts.weights {
+        Weights::Packed { gate_up, down } => (gate_up, down),
+        Weights::Placed { gate_up, .. } => {
+            let got = format!("{:?}", gate_up.device().location());
+            return Err(Error::Device { op: OP, what: "an expert", got });
+        }
+    };
     let values = Values::new(OP, "x", x)?;
     let d = experts.d_model;
     let n = match values.dims() {
@@ -132,14 +188,14 @@ pub fn moe(
             let dims = [group.len(), 2 * experts.d_expert];
             let size = tensor::size(OP, "hidden", &dims)?;
             let write = |y: Output| {
-                experts.gate_up[expert].apply(group.len(), |i| rows.row(group[i] / k), y);
+                gate_up[expert].apply(group.len(), |i| rows.row(group[i] / k), y);
             };
             // SAFETY: the product writes every element.
             let fused = tensor::tensor(OP, unsafe { fill(size, write) }, &dims)?;
             let half = |start: usize| fused.narrow(1, start, experts.d_expert);
             let gate = half(0).map_err(Error::candle(OP))?;
             let up = half(experts.d_expert).map_err(Error::candle(OP))?;
-            experts.down[expert].forward(&gated(f, &gate, &up)?).map(Some)
+            down[expert].forward(&gated(f, &gate, &up)?).map(Some)
         })
         .collect::<Result<_>>()?;
 

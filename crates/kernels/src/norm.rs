@@ -5,6 +5,7 @@
 
 use candle_core::Tensor;
 
+use crate::cuda;
 use crate::tensor::{self, MakeRow, Rows, Values};
 use crate::{Error, Result};
 
@@ -30,6 +31,9 @@ use crate::{Error, Result};
 /// [arXiv:1910.07467](https://arxiv.org/abs/1910.07467), eq. 4.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     const OP: &str = "rms_norm";
+    if let Some(machine) = cuda::machine(x) {
+        return cuda::rms_norm::rms_norm(machine, x, weight, eps);
+    }
     let (x, weight) = (Values::new(OP, "x", x)?, Values::new(OP, "weight", weight)?);
     check(OP, &x, [("weight", Some(&weight))])?;
     let rows = x.rows();
@@ -74,6 +78,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// ```
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     const OP: &str = "layer_norm";
+    if let Some(machine) = cuda::machine(x) {
+        return cuda::layer_norm::layer_norm(machine, x, weight, bias, eps);
+    }
     let (x, weight) = (Values::new(OP, "x", x)?, Values::new(OP, "weight", weight)?);
     let bias = bias.map(|bias| Values::new(OP, "bias", bias)).transpose()?;
     check(OP, &x, [("weight", Some(&weight)), ("bias", bias.as_ref())])?;

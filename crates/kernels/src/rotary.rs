@@ -4,21 +4,24 @@
 //! late position has lost the digits that its sine needs.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, DeviceLocation, Tensor};
 
+use crate::cuda;
 use crate::tensor::{self, MakeRow, Rows, Values};
 use crate::{Error, Result};
 
 const OP: &str = "rotary";
 
 /// Cosines and sines of every position.
-#[derive(Clone)]
 pub struct RotaryTables {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
     n_pos: usize,
+    /// Copies in the memory of devices, made when they are first asked for.
+    placed: Mutex<Vec<(DeviceLocation, [Tensor; 2])>>,
 }
 
 impl fmt::Debug for RotaryTables {
@@ -50,19 +53,26 @@ impl RotaryTables {
                 sin.push((s * attention_scale) as f32);
             }
         }
-        Ok(Self { cos, sin, half, n_pos })
+        Ok(Self { cos, sin, half, n_pos, placed: Mutex::default() })
     }
 
-    /// Cosines and sines `[n_pos, d_rot / 2]` on a device.
+    /// Cosines and sines `[n_pos, d_rot / 2]` on a device, copied there once.
     ///
     /// # Errors
     ///
     /// [`Error::Candle`] if they cannot be put there.
-    pub fn tensors(&self, device: &Device) -> Result<(Tensor, Tensor)> {
-        let on_device = |table: &[f32]| {
+    pub fn tensors(&self, device: &Device) -> Result<[Tensor; 2]> {
+        // What was placed before a panic is whole.
+        let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tensors)) = placed.iter().find(|(at, _)| *at == device.location()) {
+            return Ok(tensors.clone());
+        }
+        let copy = |table: &[f32]| {
             Tensor::from_slice(table, (self.n_pos, self.half), device).map_err(Error::candle(OP))
         };
-        Ok((on_device(&self.cos)?, on_device(&self.sin)?))
+        let tensors = [copy(&self.cos)?, copy(&self.sin)?];
+        placed.push((device.location(), tensors.clone()));
+        Ok(tensors)
     }
 
     /// Width that is rotated: twice the number of frequencies.
@@ -98,7 +108,6 @@ impl RotaryTables {
 ///
 /// Su et al., "RoFormer", [arXiv:2104.09864](https://arxiv.org/abs/2104.09864), eq. 34.
 pub fn rotary(x: &Tensor, tables: &RotaryTables, offsets: &[usize]) -> Result<Tensor> {
-    let x = Values::new(OP, "x", x)?;
     let &[b, t, h, d] = x.dims() else {
         return Err(Error::shape(OP, "x", "[batch, pos, head, d]", x.dims()));
     };
@@ -116,6 +125,12 @@ pub fn rotary(x: &Tensor, tables: &RotaryTables, offsets: &[usize]) -> Result<Te
             return Err(Error::range(OP, "position", format!("below {}", tables.n_pos), last));
         }
     }
+    if let Some(machine) = cuda::machine(x) {
+        let [cos, sin] = tables.tensors(x.device())?;
+        let offsets = cuda::upload(OP, "offsets", offsets, x.device())?;
+        return cuda::rotary::rotary(machine, x, &cos, &sin, &offsets);
+    }
+    let x = Values::new(OP, "x", x)?;
     let rows = x.rows();
     tensor::by_rows(OP, &[b, t, h, d], h * d, &Rotate { x: &rows, tables, offsets, t, h, d })
 }

@@ -7,6 +7,7 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use crate::cuda;
 use crate::math::{exp, vectorised};
 use crate::tensor::{self, Values};
 use crate::{Error, Result};
@@ -68,6 +69,9 @@ pub struct Routing {
 /// # }
 /// ```
 pub fn route(logits: &Tensor, k: usize, rule: Selection) -> Result<Routing> {
+    if let Some(machine) = cuda::machine(logits) {
+        return cuda::router::route(machine, logits, k, rule);
+    }
     let values = Values::new(OP, "logits", logits)?;
     let &[n, e] = values.dims() else {
         return Err(Error::shape(OP, "logits", "[n, expert]", values.dims()));

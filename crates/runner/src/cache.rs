@@ -1,6 +1,6 @@
 //! Keys and values of positions already seen.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use hooks::Batch;
 
 use crate::{Error, Result};
@@ -114,7 +114,7 @@ impl KvCache {
             let grow = |new: &Tensor, old: Option<&Tensor>| {
                 let (batch, _, heads, width) = new.dims4()?;
                 let shape = (batch, capacity, heads, width);
-                let grown = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+                let grown = Tensor::zeros(shape, new.dtype(), new.device())?;
                 if let Some(old) = old {
                     grown.slice_set(old, 1, 0)?;
                 }
@@ -142,6 +142,8 @@ impl KvCache {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     fn rows(values: &[&[f32]]) -> Tensor {

@@ -288,12 +288,14 @@ pub enum Error {
         /// What it is.
         refusal: Refusal,
     },
-    /// The model cannot be placed on this device.
-    #[error("device {device} is not supported by this build; use the CPU")]
-    Device {
-        /// The device.
-        device: String,
-    },
+    /// No device to put layers on.
+    #[error("a model was to be placed on devices, and the list of them is empty")]
+    NoDevice,
+    /// A dtype of GPUs where there is none.
+    #[error(
+        "on the cpu models compute in f32: bf16 and f16 are dtypes for gpus; leave the dtype out"
+    )]
+    HalfOnCpu,
     /// A token that the vocabulary does not have.
     #[error(
         "row {row}, position {position}: token id {id} is not below the vocabulary size {d_vocab}"
@@ -422,7 +424,7 @@ impl Error {
             | Self::Date { .. } => Fault::Request,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_)) => Fault::Internal,
             Self::Hooks(_) => Fault::Request,
-            Self::Device { .. } => Fault::Device,
+            Self::NoDevice | Self::HalfOnCpu => Fault::Device,
             Self::Kernel(error) if error.is_of_device() => Fault::Device,
             Self::Kernel(_) | Self::Tensor(_) => Fault::Internal,
             _ => Fault::Model,

@@ -1,16 +1,17 @@
 //! Models: loading, and what can be asked of a loaded one.
 
-use candle_core::Device;
+use candle_core::DType;
 use hooks::{ActivationSink, Batch, Edits, ModelInfo};
 
 use crate::cache::KvCache;
 use crate::config::Config;
 use crate::gguf::Gguf;
 use crate::layers::Decoder;
+use crate::placement::{Home, Placement};
 use crate::refusal;
 use crate::session::{Input, Session};
 use crate::source::Source;
-use crate::weights::{Checkpoint, GgufWeights};
+use crate::weights::{Checkpoint, GgufWeights, PlacedWeights, Weights};
 use crate::{Error, Result};
 
 /// How weights are held.
@@ -23,21 +24,32 @@ pub enum WeightDtype {
     AsStored,
     /// Everything in `f32`.
     F32,
+    /// On GPUs: weights and activations in bfloat16, as under [`AsStored`](Self::AsStored) where
+    /// weights are not quantized.
+    Bf16,
+    /// On GPUs: weights and activations in half precision.
+    F16,
+}
+
+impl WeightDtype {
+    /// What layers on a GPU compute in, beside norms, rotary tables, softmax and routers, which
+    /// are in `f32` inside.
+    fn on_gpu(self) -> DType {
+        match self {
+            Self::AsStored | Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+            Self::F32 => DType::F32,
+        }
+    }
 }
 
 /// Where and how a model is loaded.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// The device. This build runs models on the CPU.
-    pub device: Device,
+    /// Where layers run.
+    pub placement: Placement,
     /// How weights are held.
     pub dtype: WeightDtype,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self { device: Device::Cpu, dtype: WeightDtype::AsStored }
-    }
 }
 
 /// A loaded model.
@@ -48,6 +60,8 @@ pub struct Model {
     config: Config,
     info: ModelInfo,
     pub(crate) decoder: Decoder,
+    /// `None`: on the CPU.
+    home: Option<Home>,
 }
 
 impl Model {
@@ -61,31 +75,45 @@ impl Model {
     /// # Errors
     ///
     /// Everything that can be wrong with a model's files, with the file and the
-    /// tensor or field; [`Error::Device`] for a device other than the CPU.
+    /// tensor or field; [`Error::HalfOnCpu`] for a dtype of GPUs without one;
+    /// [`Error::NoDevice`]; a device's own, such as too little memory.
     pub fn load(source: &Source, options: &LoadOptions) -> Result<Self> {
-        if !options.device.is_cpu() {
-            return Err(Error::Device { device: format!("{:?}", options.device.location()) });
-        }
         match source {
-            Source::Gguf(path) => Self::load_gguf(&Gguf::open(path)?, options.dtype),
+            Source::Gguf(path) => {
+                let gguf = Gguf::open(path)?;
+                let config = Config::from_gguf(&gguf)?;
+                // The stored order of query and key rows depends on the width of a head.
+                let d_head = config.info().layers.first().map_or(0, |layer| layer.d_head);
+                let layout = config.gguf_layout();
+                let weights = GgufWeights::new(&gguf, layout, options.dtype, d_head);
+                Self::of(config, &weights, options)
+            }
             _ => {
                 let config = read_config(source)?;
                 let checkpoint = Checkpoint::open(source)?;
                 refusal::check_tensors(source, checkpoint.tensors().map(|(name, ..)| name))?;
-                let decoder = config.decoder(&checkpoint)?;
-                Ok(Self { info: config.info(), config, decoder })
+                Self::of(config, &checkpoint, options)
             }
         }
     }
 
-    fn load_gguf(gguf: &Gguf, dtype: WeightDtype) -> Result<Self> {
-        let config = Config::from_gguf(gguf)?;
+    fn of(config: Config, weights: &dyn Weights, options: &LoadOptions) -> Result<Self> {
         let info = config.info();
-        // The stored order of query and key rows depends on the width of a head.
-        let d_head = info.layers.first().map_or(0, |layer| layer.d_head);
-        let decoder =
-            config.decoder(&GgufWeights::new(gguf, config.gguf_layout(), dtype, d_head))?;
-        Ok(Self { info, config, decoder })
+        let (decoder, home) = match &options.placement {
+            Placement::Cpu => match options.dtype {
+                WeightDtype::AsStored | WeightDtype::F32 => (config.decoder(weights)?, None),
+                WeightDtype::Bf16 | WeightDtype::F16 => return Err(Error::HalfOnCpu),
+            },
+            Placement::Devices(devices) => {
+                let home = Home::new(devices, info.n_layers(), options.dtype.on_gpu())?;
+                (config.decoder(&PlacedWeights::new(weights, &home))?, Some(home))
+            }
+        };
+        Ok(Self { config, info, decoder, home })
+    }
+
+    pub(crate) fn home(&self) -> Option<&Home> {
+        self.home.as_ref()
     }
 
     /// The configuration that the model was loaded with.

@@ -90,7 +90,8 @@ impl<'m> Session<'m> {
         run.try_for_each(|layer| cache.check(layer, batch, switch))?;
 
         sink.begin(batch)?;
-        let mut pass = Pass::new(&self.model.info().layers, &self.plan, edits, batch, sink);
+        let (layers_info, home) = (&self.model.info().layers, self.model.home());
+        let mut pass = Pass::new(layers_info, &self.plan, edits, batch, sink, home);
         if !self.plan.is_empty() || cache.keeps() {
             self.run(input, layers.start..last, cache, &mut pass)?;
         }
@@ -106,17 +107,24 @@ impl<'m> Session<'m> {
     ) -> Result<()> {
         let decoder = &self.model.decoder;
         let resid = match input {
-            Input::Tokens => self.enter(decoder.embed(pass)?, pass)?,
+            Input::Tokens => {
+                let embeddings = decoder.embed(pass)?;
+                self.enter(embeddings, pass)?
+            }
             Input::Embeddings(embeddings) => self.enter(embeddings.clone(), pass)?,
             Input::Residual(resid) => resid.clone(),
         };
+        let end = layers.end;
         let resid = decoder.layers(layers, resid, cache, pass)?;
-        if self.plan.wants_end() { decoder.end(&resid, pass) } else { Ok(()) }
+        if !self.plan.wants_end() {
+            return Ok(());
+        }
+        decoder.end(&pass.bring(end, resid)?, pass)
     }
 
     /// The residual stream before the first layer.
     fn enter(&self, embeddings: Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
-        let embeddings = pass.point(HookPoint::EMBED, embeddings)?;
+        let embeddings = pass.point(HookPoint::EMBED, pass.bring(0, embeddings)?)?;
         Ok(match self.model.decoder.embed_positions(pass)? {
             Some(positions) => (embeddings + pass.point(HookPoint::POS_EMBED, positions)?)?,
             None => embeddings,

@@ -11,8 +11,8 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use candle_core::{DType, Tensor};
-use common::{Golden, at, bits, everything, per_token, single, values};
+use candle_core::DType;
+use common::{Golden, at, bits, compare_indices, difference, everything, per_token, single};
 use hooks::{ActivationCache, HookPoint, Positions, Site, Wanted};
 use runner::{Error, Input, KvCache, Model};
 
@@ -23,46 +23,6 @@ const TOLERANCE: f64 = 1e-4;
 const BF16_TOLERANCE: f64 = 1.5e-1;
 /// The same against a computation in `f16` (11 bits); 0.0027 was seen.
 const F16_TOLERANCE: f64 = 5e-3;
-/// Expert indices are compared where neighbouring probabilities differ by more.
-const MARGIN: f32 = 1e-5;
-
-/// `max |Δ| / max |expected|` over finite entries; infinite ones must be equal.
-fn difference(what: &str, got: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(got.dims(), expected.dims(), "{what}");
-    let (got, expected) = (values(got), values(expected));
-    let (mut delta, mut scale) = (0f64, 0f64);
-    for (g, e) in got.into_iter().zip(expected) {
-        if e.is_infinite() || g.is_infinite() {
-            assert_eq!(g, e, "{what}");
-            continue;
-        }
-        assert!(!g.is_nan(), "{what} holds NaN");
-        delta = delta.max((f64::from(g) - f64::from(e)).abs());
-        scale = scale.max(f64::from(e).abs());
-    }
-    if scale > 0.0 { delta / scale } else { delta }
-}
-
-/// Compares chosen experts rank by rank, where the expected probabilities beside
-/// the rank are apart; returns how many ranks were compared.
-fn compare_indices(what: &str, got: &Tensor, expected: &Tensor, probs: &Tensor) -> usize {
-    let (got, expected) = (values(got), values(expected));
-    let probs = probs.to_vec2::<f32>().unwrap();
-    let k = expected.len() / probs.len();
-    let mut compared = 0;
-    for (token, mut probs) in probs.into_iter().enumerate() {
-        probs.sort_by(|a, b| b.total_cmp(a));
-        for rank in 0..k {
-            let clear = |a: usize, b: usize| b >= probs.len() || probs[a] - probs[b] > MARGIN;
-            if (rank == 0 || clear(rank - 1, rank)) && clear(rank, rank + 1) {
-                let at = token * k + rank;
-                assert_eq!(got[at], expected[at], "{what}, token {token}, rank {rank}");
-                compared += 1;
-            }
-        }
-    }
-    compared
-}
 
 fn run(model: &Model, golden: &Golden, request: u64) -> ActivationCache {
     let mut cache = everything(model);

@@ -30,7 +30,7 @@ fn model(dtype: WeightDtype) -> &'static Model {
     static F32: OnceLock<Model> = OnceLock::new();
     let held = match dtype {
         WeightDtype::AsStored => &STORED,
-        WeightDtype::F32 => &F32,
+        _ => &F32,
     };
     let options = LoadOptions { dtype, ..Default::default() };
     held.get_or_init(|| Model::load(&source(), &options).unwrap())

@@ -114,10 +114,8 @@ impl AttentionFactors {
         if lse.dims() != [n_heads, n_tokens] {
             return Err(Error::shape(OP, "lse", format!("[{n_heads}, {n_tokens}]"), lse.dims()));
         }
-        if options.window == Some(0) {
-            return Err(Error::range(OP, "window", "at least 1", 0));
-        }
-        let soft_cap = options.soft_cap.map(|cap| SoftCap::new(cap, options.scale)).transpose()?;
+        options.check(OP)?;
+        let soft_cap = options.soft_cap.map(|cap| SoftCap::new(cap, options.scale));
         let vector = |values: &Values<'_>, pos: usize, head: usize| {
             pos * values.strides()[0] + head * values.strides()[1]
         };

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Argument, Call, PACK_BYTES, Plan, Rows, blocks, suffix};
+use super::{Argument, Call, Machine, PACK_BYTES, Plan, Rows, blocks, one, suffix};
 use crate::activation::ActivationFunction;
 use crate::{Error, Result};
 
@@ -13,20 +13,23 @@ const THREADS: usize = 128;
 ///
 /// # Errors
 ///
-/// Those of [`plan`] and of [`launch`](super::launch).
-#[cfg(feature = "cuda")]
-pub fn activate(f: ActivationFunction, x: &Tensor) -> Result<Tensor> {
-    super::device::one(&plan(f, x, None)?)
+/// Those of [`plan`] and of the machine.
+pub fn activate(machine: Machine, f: ActivationFunction, x: &Tensor) -> Result<Tensor> {
+    one(machine, &plan(f, x, None)?)
 }
 
 /// [`crate::activation::gated`] on a GPU: `gate` and `up` may be views of one tensor.
 ///
 /// # Errors
 ///
-/// Those of [`plan`] and of [`launch`](super::launch).
-#[cfg(feature = "cuda")]
-pub fn gated(f: ActivationFunction, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    super::device::one(&plan(f, gate, Some(up))?)
+/// Those of [`plan`] and of the machine.
+pub fn gated(
+    machine: Machine,
+    f: ActivationFunction,
+    gate: &Tensor,
+    up: &Tensor,
+) -> Result<Tensor> {
+    one(machine, &plan(f, gate, Some(up))?)
 }
 
 /// The launch for `f(x)`, or `f(x) · up`, `x` and `up [.., d]` of one stored dtype.

@@ -41,7 +41,8 @@ impl Error {
     /// A full memory, with what was asked of it and what it has.
     fn asking(self, bytes: usize, device: &CudaDevice) -> Self {
         let Self::OutOfMemory { op, .. } = self else { return self };
-        let free = memory(&Device::Cuda(device.clone()));
+        let free = device.cuda_stream().context().mem_get_info().ok();
+        let free = free.map(|(free, total)| (free as u64, total as u64));
         Self::OutOfMemory { op, asked: Some(bytes as u64), free }
     }
 }
@@ -70,13 +71,6 @@ pub(super) fn open(ordinal: usize) -> Result<Device> {
     let device = Device::new_cuda(ordinal).map_err(Error::candle("opening the gpu"))?;
     prepare(&device)?;
     Ok(device)
-}
-
-/// See [`super::gpu::memory`].
-pub(super) fn memory(device: &Device) -> Option<(u64, u64)> {
-    let Device::Cuda(device) = device else { return None };
-    let (free, total) = device.cuda_stream().context().mem_get_info().ok()?;
-    Some((free as u64, total as u64))
 }
 
 fn of_device(op: &'static str, context: &CudaContext) -> Result<Capability> {
@@ -131,14 +125,11 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
         .collect())
 }
 
-/// The result of a plan that has one.
-pub(super) fn one(plan: &Plan) -> Result<Tensor> {
-    let (op, count) = (plan.op, plan.outputs.len());
-    let mut results = launch(plan)?;
-    match (results.pop(), results.is_empty()) {
-        (Some(result), true) => Ok(result),
-        _ => Err(Error::range(op, "the number of results", "1", count)),
-    }
+/// Free memory of a device, in bytes.
+pub(super) fn free_bytes(device: &CudaDevice) -> Result<u64> {
+    let stream = device.cuda_stream();
+    let (free, _) = stream.context().mem_get_info().map_err(Error::driver("free memory"))?;
+    Ok(free as u64)
 }
 
 fn loaded() -> MutexGuard<'static, Option<HashMap<usize, Loaded>>> {
@@ -218,10 +209,9 @@ fn start(
             Argument::Null => Value::Word(0),
             Argument::Size(value) => Value::Word(value as u64),
             Argument::Float(value) => Value::Float(value),
-            Argument::Rows(rows) => {
-                let ([a, b, c], [d, e, f]) = (rows.counts, rows.strides);
-                Value::Rows([a, b, c, d, e, f])
-            }
+            Argument::Rows(rows) => Value::Rows(rows.words()),
+            Argument::Heads(heads) => Value::Heads(heads.strides),
+            Argument::Scores(scores) => Value::Scores(scores.words()),
         })
         .collect();
     let mut builder = stream.launch_builder(function);
@@ -230,6 +220,8 @@ fn start(
             Value::Word(word) => builder.arg(word),
             Value::Float(float) => builder.arg(float),
             Value::Rows(rows) => builder.arg(rows),
+            Value::Heads(heads) => builder.arg(heads),
+            Value::Scores(scores) => builder.arg(scores),
         };
     }
     if call.shared_bytes > FREE_SHARED_BYTES {
@@ -256,6 +248,8 @@ enum Value {
     Word(u64),
     Float(f32),
     Rows([u64; 6]),
+    Heads([u64; 3]),
+    Scores([u64; 2]),
 }
 
 /// Pointer to the first element of a view.

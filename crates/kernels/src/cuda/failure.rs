@@ -92,17 +92,26 @@ impl Error {
     }
 }
 
-/// Looks for a code under whatever candle wrapped around it.
 fn of_candle(op: &'static str, error: &Candle) -> Option<Error> {
-    match error {
-        Candle::WithBacktrace { inner, .. }
-        | Candle::Context { inner, .. }
-        | Candle::WithPath { inner, .. } => of_candle(op, inner),
+    #[cfg(not(feature = "cuda"))]
+    let _ = op;
+    match bare(error) {
         Candle::NotCompiledWithCudaSupport => Some(Error::NoCuda),
         #[cfg(feature = "cuda")]
         Candle::Cuda(error) => of_cuda(op, error.downcast_ref()?),
         _ => None,
     }
+}
+
+/// What is under the places and traces that candle wraps around an error.
+fn bare(mut error: &Candle) -> &Candle {
+    while let Candle::WithBacktrace { inner, .. }
+    | Candle::Context { inner, .. }
+    | Candle::WithPath { inner, .. } = error
+    {
+        error = inner;
+    }
+    error
 }
 
 #[cfg(feature = "cuda")]

@@ -67,17 +67,6 @@ pub fn open(ordinal: usize) -> Result<Device> {
     }
 }
 
-/// Free and total memory of a GPU in bytes; `None` if `device` is none, or does not tell.
-pub fn memory(device: &Device) -> Option<(u64, u64)> {
-    #[cfg(feature = "cuda")]
-    return super::device::memory(device);
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = device;
-        None
-    }
-}
-
 #[cfg(all(test, not(feature = "cuda")))]
 mod tests {
     use super::*;
@@ -87,6 +76,6 @@ mod tests {
     fn a_build_without_cuda_says_so() {
         assert!(matches!(gpus(), Err(Error::NoCuda)));
         assert!(matches!(open(0), Err(Error::NoCuda)));
-        assert_eq!((memory(&Device::Cpu), built_for()), (None, None));
+        assert_eq!(built_for(), None);
     }
 }

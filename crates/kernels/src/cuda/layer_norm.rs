@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Argument, Plan, expect, of_rows, width};
+use super::{Argument, Machine, Plan, expect, of_rows, one, width};
 use crate::Result;
 
 const OP: &str = "layer_norm";
@@ -16,10 +16,15 @@ const OP: &str = "layer_norm";
 ///
 /// # Errors
 ///
-/// Those of [`plan`] and of [`launch`](super::launch).
-#[cfg(feature = "cuda")]
-pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    super::device::one(&plan(x, weight, bias, eps)?)
+/// Those of [`plan`] and of the machine.
+pub fn layer_norm(
+    machine: Machine,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    eps: f64,
+) -> Result<Tensor> {
+    one(machine, &plan(x, weight, bias, eps)?)
 }
 
 /// The launch for `x [.., d]`, any of the stored dtypes.

@@ -5,12 +5,18 @@
 //! touching a device. A GPU runs it with `launch`, which only the feature `cuda` has; the tests
 //! run the same plans by emulation, so everything but the device itself is tested on any machine.
 //!
+//! An operation looks at where its first argument is: [`machine`] then says what runs the plans, or
+//! that the CPU's own code does.
+//!
 //! Kernels take `bf16`, `f16` and `f32`, compute in `f32`, and round once, at the end. Weights of
 //! norms, biases and rotary tables are `f32` whatever the dtype of the activations: they are small,
 //! and Gemma's `1 + w` does not fit into bfloat16.
 
-use candle_core::{DType, Tensor};
+use std::cell::Cell;
 
+use candle_core::{DType, Device, Tensor};
+
+use crate::attention::AttentionOptions;
 use crate::{Error, Result};
 
 pub mod activation;
@@ -23,11 +29,13 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod router;
 pub mod softmax;
+mod upload;
 
 #[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
 pub use device::{launch, prepare};
+pub(crate) use upload::upload;
 
 /// Bytes of the widest access of a thread.
 const PACK_BYTES: usize = 16;
@@ -65,6 +73,62 @@ pub struct Call {
     pub arguments: Vec<Argument>,
 }
 
+/// What runs a plan and gives its results.
+pub type Machine = fn(&Plan<'_>) -> Result<Vec<Tensor>>;
+
+thread_local! {
+    static EMULATION: Cell<Option<Machine>> = const { Cell::new(None) };
+}
+
+/// Runs `f`, in which this thread's operations on tensors in main memory are plans run by
+/// `machine`, as they are on a GPU: so tests take the GPU's way through a whole model without one.
+pub fn emulated<R>(machine: Machine, f: impl FnOnce() -> R) -> R {
+    struct Before(Option<Machine>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            EMULATION.set(self.0);
+        }
+    }
+    let _before = Before(EMULATION.replace(Some(machine)));
+    f()
+}
+
+/// What runs plans of operations on `x`; `None` where the CPU's own code computes them.
+pub(crate) fn machine(x: &Tensor) -> Option<Machine> {
+    match x.device() {
+        Device::Cpu => EMULATION.get(),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Some(launch),
+        _ => None,
+    }
+}
+
+/// Free memory of a GPU, in bytes; main memory, which only tests ask about, counts as 1.
+///
+/// # Errors
+///
+/// [`Error::Driver`] where the driver does not say.
+pub fn free_bytes(device: &Device) -> Result<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::free_bytes(device),
+        _ => Ok(1),
+    }
+}
+
+/// The results of a plan, of which there are `N`.
+fn several<const N: usize>(machine: Machine, plan: &Plan<'_>) -> Result<[Tensor; N]> {
+    machine(plan)?
+        .try_into()
+        .map_err(|results: Vec<_>| Error::range(plan.op, "the number of results", N, results.len()))
+}
+
+/// The result of a plan that has one.
+fn one(machine: Machine, plan: &Plan<'_>) -> Result<Tensor> {
+    let [result] = several(machine, plan)?;
+    Ok(result)
+}
+
 /// An argument of an entry point.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Argument {
@@ -80,22 +144,24 @@ pub enum Argument {
     Float(f32),
     /// A `Rows` of `kernels/common/rows.cuh`.
     Rows(Rows),
+    /// A `Heads` of `kernels/common/attention.cuh`.
+    Heads(Heads),
+    /// A `Scores` of `kernels/common/attention.cuh`.
+    Scores(Scores),
 }
 
 impl Argument {
     /// The bytes of a parameter that is no pointer to a tensor; empty for those.
     pub fn bytes(&self) -> Vec<u8> {
+        let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         match self {
             Self::Input(_) | Self::Output(_) => Vec::new(),
-            Self::Null => 0u64.to_ne_bytes().to_vec(),
-            Self::Size(value) => (*value as u64).to_ne_bytes().to_vec(),
+            Self::Null => bytes(&[0]),
+            Self::Size(value) => bytes(&[*value as u64]),
             Self::Float(value) => value.to_ne_bytes().to_vec(),
-            Self::Rows(rows) => rows
-                .counts
-                .iter()
-                .chain(&rows.strides)
-                .flat_map(|value| value.to_ne_bytes())
-                .collect(),
+            Self::Rows(rows) => bytes(&rows.words()),
+            Self::Heads(heads) => bytes(&heads.strides),
+            Self::Scores(scores) => bytes(&scores.words()),
         }
     }
 }
@@ -154,9 +220,70 @@ impl Rows {
         Ok(rows)
     }
 
+    fn words(&self) -> [u64; 6] {
+        let ([a, b, c], [d, e, f]) = (self.counts, self.strides);
+        [a, b, c, d, e, f]
+    }
+
     /// How many rows there are.
     pub fn count(&self) -> usize {
         self.counts.iter().product::<u64>() as usize
+    }
+}
+
+/// Where the vectors of `[batch, pos, head, d]` start: strides in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// From one to the next along the axes of rows, positions and heads.
+    pub strides: [u64; 3],
+}
+
+impl Heads {
+    /// Those of `tensor [batch, pos, head, d]`, whose last axis must be contiguous.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`], [`Error::NonContiguous`].
+    pub fn of(op: &'static str, what: &'static str, tensor: &Tensor) -> Result<Self> {
+        contiguous_rows(op, what, tensor)?;
+        match tensor.stride() {
+            &[batch, pos, head, _] => Ok(Self { strides: [batch as u64, pos as u64, head as u64] }),
+            _ => Err(Error::shape(op, what, "[batch, pos, head, d]", tensor.dims())),
+        }
+    }
+}
+
+/// How scores are formed and masked, checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// What multiplies products: the scale, over the soft cap if there is one.
+    factor: f32,
+    /// 0: none.
+    soft_cap: f32,
+    /// 0: none.
+    window: u64,
+}
+
+impl Scores {
+    /// The options as kernels take them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Range`] for a window of 0 and for a soft cap that is not a positive, finite number
+    /// in `f32`.
+    pub fn of(op: &'static str, options: &AttentionOptions) -> Result<Self> {
+        options.check(op)?;
+        Ok(Self {
+            factor: (options.scale / options.soft_cap.unwrap_or(1.0)) as f32,
+            soft_cap: options.soft_cap.map_or(0.0, |cap| cap as f32),
+            window: options.window.map_or(0, |window| window as u64),
+        })
+    }
+
+    fn words(&self) -> [u64; 2] {
+        let [a, b, c, d] = self.factor.to_ne_bytes();
+        let [e, f, g, h] = self.soft_cap.to_ne_bytes();
+        [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), self.window]
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Argument, Plan, expect, of_rows, width};
+use super::{Argument, Machine, Plan, expect, of_rows, one, width};
 use crate::Result;
 
 const OP: &str = "rms_norm";
@@ -16,10 +16,9 @@ const OP: &str = "rms_norm";
 ///
 /// # Errors
 ///
-/// Those of [`plan`] and of [`launch`](super::launch).
-#[cfg(feature = "cuda")]
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    super::device::one(&plan(x, weight, eps)?)
+/// Those of [`plan`] and of the machine.
+pub fn rms_norm(machine: Machine, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    one(machine, &plan(x, weight, eps)?)
 }
 
 /// The launch for `x [.., d]`, any of the stored dtypes.

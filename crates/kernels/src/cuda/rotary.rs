@@ -3,7 +3,8 @@
 use candle_core::{DType, Tensor};
 
 use super::{
-    Argument, Call, PACK_BYTES, Plan, Rows, WARP, blocks, contiguous_rows, expect, suffix,
+    Argument, Call, Machine, PACK_BYTES, Plan, Rows, WARP, blocks, contiguous_rows, expect, one,
+    suffix,
 };
 use crate::{Error, Result};
 
@@ -21,10 +22,15 @@ const MAX_THREADS: usize = 256;
 ///
 /// # Errors
 ///
-/// Those of [`plan`] and of [`launch`](super::launch).
-#[cfg(feature = "cuda")]
-pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor, offsets: &Tensor) -> Result<Tensor> {
-    super::device::one(&plan(x, cos, sin, offsets)?)
+/// Those of [`plan`] and of the machine.
+pub fn rotary(
+    machine: Machine,
+    x: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    offsets: &Tensor,
+) -> Result<Tensor> {
+    one(machine, &plan(x, cos, sin, offsets)?)
 }
 
 /// The launch for `x [batch, pos, head, d]`, any of the stored dtypes, `cos` and `sin [n_pos, half]`,

@@ -2,10 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Argument, Call, Plan, Rows, WARP, blocks};
-#[cfg(feature = "cuda")]
-use crate::router::Routing;
-use crate::router::Selection;
+use super::{Argument, Call, Machine, Plan, Rows, WARP, blocks, several};
+use crate::router::{Routing, Selection};
 use crate::{Error, Result};
 
 const OP: &str = "route";
@@ -23,13 +21,9 @@ const ROWS_OF_A_BLOCK: usize = 4;
 ///
 /// # Errors
 ///
-/// Those of [`plan`] and of [`launch`](super::launch).
-#[cfg(feature = "cuda")]
-pub fn route(logits: &Tensor, k: usize, rule: Selection) -> Result<Routing> {
-    let results: std::result::Result<[Tensor; 3], Vec<Tensor>> =
-        super::launch(&plan(logits, k, rule)?)?.try_into();
-    let [probs, indices, weights] =
-        results.map_err(|results| Error::range(OP, "the number of results", "3", results.len()))?;
+/// Those of [`plan`] and of the machine.
+pub fn route(machine: Machine, logits: &Tensor, k: usize, rule: Selection) -> Result<Routing> {
+    let [probs, indices, weights] = several(machine, &plan(logits, k, rule)?)?;
     Ok(Routing { probs, indices, weights })
 }
 

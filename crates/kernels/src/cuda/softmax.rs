@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Plan, of_rows};
+use super::{Machine, Plan, of_rows, one};
 use crate::Result;
 
 const OP: &str = "softmax";
@@ -20,10 +20,9 @@ const OP: &str = "softmax";
 ///
 /// # Errors
 ///
-/// Those of [`plan`] and of [`launch`](super::launch).
-#[cfg(feature = "cuda")]
-pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    super::device::one(&plan(x)?)
+/// Those of [`plan`] and of the machine.
+pub fn softmax(machine: Machine, x: &Tensor) -> Result<Tensor> {
+    one(machine, &plan(x)?)
 }
 
 /// The launch for `x [.., d]`, any of the stored dtypes.

@@ -17,7 +17,7 @@ fn rotary_is_the_reference() {
             let inv_freq: Vec<f64> =
                 (0..d_rot / 2).map(|i| 10_000f64.powf(-2.0 * i as f64 / d_rot as f64)).collect();
             let tables = RotaryTables::new(&inv_freq, 1.25, 3000).unwrap();
-            let (cos, sin) = tables.tensors(&Device::Cpu).unwrap();
+            let [cos, sin] = tables.tensors(&Device::Cpu).unwrap();
             let offsets: Vec<u32> = (0..b as u32).map(|row| row * 1000).collect();
             let x = numbers(&xs[0]);
             let expected: Vec<f64> = (0..b * t * h)
@@ -43,7 +43,7 @@ fn rotary_is_the_reference() {
 
 #[test]
 fn positions_beyond_the_tables_are_nan() {
-    let (cos, sin) =
+    let [cos, sin] =
         RotaryTables::new(&[1.0, 0.1], 1.0, 10).unwrap().tensors(&Device::Cpu).unwrap();
     let x = Data::new(1).tensor(&[1, 4, 2, 5]);
     for (offset, good) in [(6u32, 4), (7, 3), (u32::MAX, 0)] {
@@ -61,7 +61,7 @@ fn positions_beyond_the_tables_are_nan() {
 #[test]
 fn rotary_refuses() {
     let mut data = Data::new(1);
-    let (cos, sin) =
+    let [cos, sin] =
         RotaryTables::new(&[1.0, 0.1], 1.0, 10).unwrap().tensors(&Device::Cpu).unwrap();
     let offsets = Tensor::new(&[0u32], &Device::Cpu).unwrap();
     let (x, narrow) = (data.tensor(&[1, 4, 1, 4]), data.tensor(&[1, 4, 1, 3]));

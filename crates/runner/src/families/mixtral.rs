@@ -146,7 +146,7 @@ impl Family for Config {
             let older = named("block_sparse_moe");
             let block =
                 if weights.has(&format!("{older}.gate.weight")) { older } else { named("mlp") };
-            let gate = Part::new(format!("{block}.gate"), self.num_local_experts);
+            let gate = Part::new(format!("{block}.gate"), self.num_local_experts).in_single();
             let mixture = FeedForward::Mixture(Mixture {
                 router: Projections::load(weights, &[gate], trunk.hidden_size, false)?,
                 experts: self.experts(weights, &format!("{block}.experts"))?,

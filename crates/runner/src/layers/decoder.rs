@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use hooks::{Activation, HookPoint, Request};
 
 use super::{Block, Embedding, Norm, Pass, Projections};
@@ -57,7 +57,7 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// The residual stream after these layers.
+    /// The residual stream after these layers, on the last one's device.
     pub(crate) fn layers(
         &self,
         layers: Range<usize>,
@@ -65,10 +65,9 @@ impl Decoder {
         cache: &mut KvCache,
         pass: &mut Pass<'_>,
     ) -> Result<Tensor> {
-        layers
-            .clone()
-            .zip(&self.blocks[layers])
-            .try_fold(resid, |resid, (layer, block)| block.forward(layer, resid, cache, pass))
+        layers.clone().zip(&self.blocks[layers]).try_fold(resid, |resid, (layer, block)| {
+            block.forward(layer, pass.bring(layer, resid)?, cache, pass)
+        })
     }
 
     /// Final norm and logits, at the wanted positions only.
@@ -126,7 +125,7 @@ impl Chosen {
         }
         let count = flat.len();
         let resid = if count == 0 {
-            Tensor::zeros((positions.len(), 0, d_model), DType::F32, &Device::Cpu)?
+            Tensor::zeros((positions.len(), 0, d_model), resid.dtype(), resid.device())?
         } else {
             let flat = Tensor::from_vec(flat, count, resid.device())?;
             resid.reshape(((), d_model))?.index_select(&flat, 0)?.reshape((
@@ -142,7 +141,7 @@ impl Chosen {
     fn map(&self, f: impl Fn(&Tensor) -> Result<Tensor>, width: usize) -> Result<Tensor> {
         let (batch, chosen, _) = self.resid.dims3()?;
         if chosen == 0 {
-            return Ok(Tensor::zeros((batch, 0, width), DType::F32, &Device::Cpu)?);
+            return Ok(Tensor::zeros((batch, 0, width), self.resid.dtype(), self.resid.device())?);
         }
         f(&self.resid)
     }

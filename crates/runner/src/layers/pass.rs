@@ -1,9 +1,10 @@
 //! One forward pass, as the layers see it.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use hooks::{Activation, ActivationSink, Batch, Edits, HookPoint, LayerInfo, Plan, Request, Site};
 
 use crate::Result;
+use crate::placement::Home;
 
 /// The model and the batch of a forward pass, who observes it and what is changed in it.
 pub(crate) struct Pass<'a> {
@@ -12,6 +13,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) edits: &'a Edits,
     pub(crate) batch: &'a Batch,
     pub(crate) sink: &'a mut dyn ActivationSink,
+    /// Where the layers are, if not on the CPU.
+    pub(crate) home: Option<&'a Home>,
     /// Valid tokens of each row.
     pub(crate) lengths: Vec<usize>,
     /// Absolute position of each row's first token.
@@ -25,9 +28,18 @@ impl<'a> Pass<'a> {
         edits: &'a Edits,
         batch: &'a Batch,
         sink: &'a mut dyn ActivationSink,
+        home: Option<&'a Home>,
     ) -> Self {
         let (lengths, offsets) = (batch.lengths(), batch.offsets());
-        Self { layers, plan, edits, batch, sink, lengths, offsets }
+        Self { layers, plan, edits, batch, sink, home, lengths, offsets }
+    }
+
+    /// What enters a layer, where the layer is; behind the last one, where the final norm is.
+    pub(crate) fn bring(&self, layer: usize, resid: Tensor) -> Result<Tensor> {
+        match self.home {
+            Some(home) => home.bring(layer, resid),
+            None => Ok(resid),
+        }
     }
 
     /// What is wanted of a layer's site.
@@ -63,8 +75,13 @@ impl<'a> Pass<'a> {
         self.point(HookPoint::layer(site, layer), tensor)
     }
 
-    /// Hands an activation to the sink.
+    /// Hands an activation to the sink: in main memory, floats in `f32`.
     pub(crate) fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> Result<()> {
-        Ok(self.sink.record(point, activation)?)
+        if self.home.is_none() {
+            return Ok(self.sink.record(point, activation)?);
+        }
+        let host = activation.tensor.to_device(&Device::Cpu)?;
+        let host = if host.dtype().is_float() { host.to_dtype(DType::F32)? } else { host };
+        Ok(self.sink.record(point, &Activation { tensor: &host, ..*activation })?)
     }
 }

@@ -233,7 +233,7 @@ impl<'a> Weights for GgufWeights<'a> {
             .collect::<Result<Vec<_>>>()?;
         let kept = |tensor: &Stored<'_>| match self.dtype {
             WeightDtype::AsStored => tensor.format.encoding(),
-            WeightDtype::F32 => None,
+            WeightDtype::F32 | WeightDtype::Bf16 | WeightDtype::F16 => None,
         };
         let name = |tensor| kept(tensor).map(|encoding| encoding.name);
         let alike = stored.windows(2).all(|pair| name(&pair[0]) == name(&pair[1]));

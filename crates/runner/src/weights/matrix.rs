@@ -6,9 +6,11 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor, WithDType};
+use half::{bf16, f16};
 use kernels::linear::Linear;
 use kernels::quantized::Encoding;
+use rayon::prelude::*;
 
 use super::RowOrder;
 use super::convert::Format;
@@ -22,6 +24,8 @@ pub(crate) struct Matrix<'a> {
     columns: usize,
     /// The format of the quantized blocks that a layer keeps.
     kept: Option<&'static Encoding>,
+    /// The device of the layer and the dtype of its weights there; `None`: packed for the CPU.
+    place: Option<(Device, DType)>,
 }
 
 /// Rows that stand in one tensor.
@@ -76,6 +80,31 @@ impl Rows<'_> {
     }
 }
 
+/// What a device holds weights in.
+trait Element: WithDType + Default {
+    /// Rounded to the nearest.
+    fn of(value: f32) -> Self;
+
+    fn is_finite(&self) -> bool;
+}
+
+macro_rules! element {
+    ($type:ty, $of:expr) => {
+        impl Element for $type {
+            fn of(value: f32) -> Self {
+                $of(value)
+            }
+
+            fn is_finite(&self) -> bool {
+                <$type>::is_finite(*self)
+            }
+        }
+    };
+}
+element!(f32, |value| value);
+element!(bf16, bf16::from_f32);
+element!(f16, f16::from_f32);
+
 impl<'a> Matrix<'a> {
     /// The parts' rows, of `columns` elements, behind one another. A layer keeps the blocks
     /// of `kept`, in which all parts are then stored, or `f32`.
@@ -87,38 +116,81 @@ impl<'a> Matrix<'a> {
         kept: Option<&'static Encoding>,
     ) -> Self {
         let rows = parts.iter().map(|part| part.rows).sum();
-        Self { parts, rows, columns, kept }
+        Self { parts, rows, columns, kept, place: None }
+    }
+
+    /// Lets the layer be on a device, its weights in this dtype.
+    pub(crate) fn place(&mut self, device: &Device, dtype: DType) {
+        self.place = Some((device.clone(), dtype));
     }
 
     /// The linear map `y = x Wᵀ + b`.
     pub(crate) fn linear(&self, bias: Option<&Tensor>) -> Result<Linear> {
+        if let Some((device, dtype)) = &self.place {
+            let weight = match dtype {
+                DType::BF16 => self.tensor::<bf16>(device)?,
+                DType::F16 => self.tensor::<f16>(device)?,
+                _ => self.tensor::<f32>(device)?,
+            };
+            return Ok(Linear::placed(weight, bias)?);
+        }
         let (size, columns) = ([self.rows, self.columns], self.columns);
         let linear = match self.kept {
             Some(encoding) => Linear::quantized_from(encoding, size, bias, |row| {
-                let (part, row) = self.place(row);
+                let (part, row) = self.part(row);
                 part.bytes(row, columns)
             }),
             None => Linear::dense_from(size, bias, |row, range, out| {
-                let (part, row) = self.place(row);
+                let (part, row) = self.part(row);
                 part.read(row, columns, range.start, out);
             }),
         };
         linear.map_err(|error| match error {
             kernels::Error::NonFinite { index, value, .. } if index.len() == 2 => {
-                let (part, row) = self.place(index[0]);
-                Error::NotFinite {
-                    path: part.path.to_owned(),
-                    tensor: part.tensor.clone(),
-                    index: part.index(row, index[1], columns),
-                    value: value as f32,
-                }
+                self.not_finite(index[0], index[1], value as f32)
             }
             error => error.into(),
         })
     }
 
+    /// The matrix in the memory of a device; what it takes of main memory meanwhile is its size.
+    fn tensor<T: Element>(&self, device: &Device) -> Result<Tensor> {
+        let (rows, columns) = (self.rows, self.columns);
+        let mut elements = vec![T::default(); rows * columns];
+        let bad = elements
+            .par_chunks_mut(columns.max(1))
+            .enumerate()
+            .map_init(
+                || vec![0f32; columns],
+                |values, (row, out)| {
+                    let (part, place) = self.part(row);
+                    part.read(place, columns, 0, values);
+                    for (out, value) in out.iter_mut().zip(&*values) {
+                        *out = T::of(*value);
+                    }
+                    let bad = out.iter().position(|element| !element.is_finite())?;
+                    Some((row, bad, values[bad]))
+                },
+            )
+            .find_map_first(|bad| bad);
+        match bad {
+            Some((row, column, value)) => Err(self.not_finite(row, column, value)),
+            None => Ok(Tensor::from_vec(elements, (rows, columns), device)?),
+        }
+    }
+
+    fn not_finite(&self, row: usize, column: usize, value: f32) -> Error {
+        let (part, row) = self.part(row);
+        Error::NotFinite {
+            path: part.path.to_owned(),
+            tensor: part.tensor.clone(),
+            index: part.index(row, column, self.columns),
+            value,
+        }
+    }
+
     /// The part that holds a row, and the row's number in it.
-    fn place(&self, row: usize) -> (&Rows<'a>, usize) {
+    fn part(&self, row: usize) -> (&Rows<'a>, usize) {
         let (mut rest, mut last) = (row, 0);
         while last + 1 < self.parts.len() && rest >= self.parts[last].rows {
             rest -= self.parts[last].rows;

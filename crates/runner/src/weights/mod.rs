@@ -11,15 +11,17 @@ mod checkpoint;
 mod convert;
 mod gguf;
 mod matrix;
+mod placed;
 mod safetensors;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 pub(crate) use bytes::Bytes;
 pub(crate) use checkpoint::Checkpoint;
 pub(crate) use convert::{Format, convert_into};
 pub(crate) use gguf::{ExpertNames, GgufLayout, GgufWeights, RotaryRows};
 pub(crate) use matrix::Matrix;
+pub(crate) use placed::PlacedWeights;
 
 use crate::Result;
 
@@ -32,6 +34,28 @@ pub(crate) struct Part {
     pub(crate) rows: usize,
     /// How a Hugging Face checkpoint stores them.
     pub(crate) order: RowOrder,
+    /// What products with them are computed in.
+    pub(crate) precision: Precision,
+}
+
+/// What products with a matrix are computed in, on devices that have a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Precision {
+    /// The model's dtype.
+    #[default]
+    Model,
+    /// `f32`: routers, whose small differences choose experts.
+    Single,
+}
+
+impl Precision {
+    /// The dtype, in a model of that dtype.
+    fn dtype(self, model: DType) -> DType {
+        match self {
+            Self::Model => model,
+            Self::Single => DType::F32,
+        }
+    }
 }
 
 /// How files store the rows of a matrix.
@@ -69,7 +93,12 @@ impl RowOrder {
 
 impl Part {
     pub(crate) fn new(module: String, rows: usize) -> Self {
-        Self { module, rows, order: RowOrder::Plain }
+        Self { module, rows, order: RowOrder::Plain, precision: Precision::Model }
+    }
+
+    /// The same, for products in `f32` whatever the model computes in.
+    pub(crate) fn in_single(self) -> Self {
+        Self { precision: Precision::Single, ..self }
     }
 
     /// A vector beside the rows in their order, from its stored order.

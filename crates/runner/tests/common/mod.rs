@@ -115,6 +115,47 @@ pub fn per_token(point: HookPoint) -> bool {
     point.site() != Site::Summary && point.site().key_axis().is_none()
 }
 
+/// Expert indices are compared where neighbouring probabilities differ by more.
+const MARGIN: f32 = 1e-5;
+
+/// `max |Δ| / max |expected|` over finite entries; infinite ones must be equal.
+pub fn difference(what: &str, got: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(got.dims(), expected.dims(), "{what}");
+    let (got, expected) = (values(got), values(expected));
+    let (mut delta, mut scale) = (0f64, 0f64);
+    for (g, e) in got.into_iter().zip(expected) {
+        if e.is_infinite() || g.is_infinite() {
+            assert_eq!(g, e, "{what}");
+            continue;
+        }
+        assert!(!g.is_nan(), "{what} holds NaN");
+        delta = delta.max((f64::from(g) - f64::from(e)).abs());
+        scale = scale.max(f64::from(e).abs());
+    }
+    if scale > 0.0 { delta / scale } else { delta }
+}
+
+/// Compares chosen experts rank by rank, where the expected probabilities beside
+/// the rank are apart; returns how many ranks were compared.
+pub fn compare_indices(what: &str, got: &Tensor, expected: &Tensor, probs: &Tensor) -> usize {
+    let (got, expected) = (values(got), values(expected));
+    let probs = probs.to_vec2::<f32>().unwrap();
+    let k = expected.len() / probs.len();
+    let mut compared = 0;
+    for (token, mut probs) in probs.into_iter().enumerate() {
+        probs.sort_by(|a, b| b.total_cmp(a));
+        for rank in 0..k {
+            let clear = |a: usize, b: usize| b >= probs.len() || probs[a] - probs[b] > MARGIN;
+            if (rank == 0 || clear(rank - 1, rank)) && clear(rank, rank + 1) {
+                let at = token * k + rank;
+                assert_eq!(got[at], expected[at], "{what}, token {token}, rank {rank}");
+                compared += 1;
+            }
+        }
+    }
+    compared
+}
+
 /// A tensor's values as `f32`.
 pub fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()

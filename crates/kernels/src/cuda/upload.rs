@@ -1,0 +1,57 @@
+//! Small vectors of the host in the memory of a device.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, DeviceLocation, Tensor};
+
+use crate::{Error, Result};
+
+/// Vectors that are kept; a pass over a batch uses three or four.
+const KEPT: usize = 16;
+
+struct Upload {
+    device: DeviceLocation,
+    values: Vec<usize>,
+    tensor: Tensor,
+}
+
+/// The last ones used, the latest at the end. Every layer of a pass asks for the same lengths and
+/// offsets, which are copied once: a copy waits for the device.
+static UPLOADS: Mutex<Vec<Upload>> = Mutex::new(Vec::new());
+
+/// The values as `u32` in the memory of a device.
+///
+/// # Errors
+///
+/// [`Error::Range`] for a value of 2³² and more, [`Error::Candle`] if they cannot be put there.
+pub(crate) fn upload(
+    op: &'static str,
+    what: &'static str,
+    values: &[usize],
+    device: &Device,
+) -> Result<Tensor> {
+    let words = || -> Result<Tensor> {
+        let word = |&value: &usize| {
+            u32::try_from(value).map_err(|_| Error::range(op, what, "below 2³²", value))
+        };
+        let words = values.iter().map(word).collect::<Result<Vec<u32>>>()?;
+        Tensor::from_vec(words, values.len(), device).map_err(Error::candle(op))
+    };
+    if device.is_cpu() {
+        return words();
+    }
+    let location = device.location();
+    // What was kept before a panic is whole.
+    let mut uploads = UPLOADS.lock().unwrap_or_else(PoisonError::into_inner);
+    let held = uploads.iter().position(|held| held.device == location && held.values == values);
+    let upload = match held {
+        Some(place) => uploads.remove(place),
+        None => Upload { device: location, values: values.to_vec(), tensor: words()? },
+    };
+    let tensor = upload.tensor.clone();
+    if uploads.len() == KEPT {
+        uploads.remove(0);
+    }
+    uploads.push(upload);
+    Ok(tensor)
+}

@@ -1,0 +1,136 @@
+//! Where the layers of a model run.
+
+use std::fmt;
+
+use candle_core::{DType, Device, DeviceLocation, Tensor};
+
+use crate::{Error, Result};
+
+/// Where a model runs.
+#[derive(Clone, Debug, Default)]
+pub enum Placement {
+    /// On the CPU, in `f32`, weights packed for its products.
+    #[default]
+    Cpu,
+    /// On these devices, layers on the first ones before those on the last, so many on each as its
+    /// free memory is of all: GPUs. [`Device::Cpu`] among them is main memory in place of a GPU's,
+    /// for [`kernels::cuda::emulated`].
+    Devices(Vec<Device>),
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Devices(devices) = self else { return f.write_str("cpu") };
+        for (i, device) in devices.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            match device.location() {
+                DeviceLocation::Cuda { gpu_id } => write!(f, "{comma}cuda:{gpu_id}")?,
+                other => write!(f, "{comma}{}", format!("{other:?}").to_lowercase())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The devices of a model's layers, and the dtype that they compute in.
+#[derive(Clone, Debug)]
+pub(crate) struct Home {
+    /// The device of each layer.
+    layers: Vec<Device>,
+    first: Device,
+    last: Device,
+    dtype: DType,
+}
+
+impl Home {
+    /// `n_layers` layers on `devices`, by their free memory.
+    pub(crate) fn new(devices: &[Device], n_layers: usize, dtype: DType) -> Result<Self> {
+        let (Some(first), Some(last)) = (devices.first(), devices.last()) else {
+            return Err(Error::NoDevice);
+        };
+        let free = match devices {
+            [_] => vec![1],
+            _ => devices
+                .iter()
+                .map(|device| Ok(kernels::cuda::free_bytes(device)?))
+                .collect::<Result<Vec<u64>>>()?,
+        };
+        let layers: Vec<Device> =
+            shares(&free, n_layers).map(|device| devices[device].clone()).collect();
+        let (first, last) = (layers.first().unwrap_or(first), layers.last().unwrap_or(last));
+        Ok(Self { first: first.clone(), last: last.clone(), layers, dtype })
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the tensor of this Hugging Face name belongs: that of a layer to the layer's device,
+    /// embeddings to the first one, final norm and unembedding to the last one. An embedding that
+    /// is also the unembedding stays with the last one.
+    pub(crate) fn of(&self, name: &str) -> &Device {
+        // The first number in a name is that of the layer: experts come behind it.
+        let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
+        match layer.and_then(|layer| self.layers.get(layer)) {
+            Some(device) => device,
+            None if name.contains("embed") || name.contains("wpe") => &self.first,
+            None => &self.last,
+        }
+    }
+
+    /// What enters a layer, where the layer is and in the model's dtype.
+    pub(crate) fn bring(&self, layer: usize, resid: Tensor) -> Result<Tensor> {
+        let device = self.layers.get(layer).unwrap_or(&self.last);
+        let resid =
+            if resid.device().same_device(device) { resid } else { resid.to_device(device)? };
+        Ok(resid.to_dtype(self.dtype)?)
+    }
+}
+
+/// The device of each of `n` layers, so that device `i` has a share of `free[i]`, as far as that
+/// goes in whole layers.
+fn shares(free: &[u64], n: usize) -> impl Iterator<Item = usize> {
+    let total: u128 = free.iter().map(|free| u128::from(*free)).sum();
+    let ends: Vec<u128> = free
+        .iter()
+        .scan(0, |sum, free| {
+            *sum += u128::from(*free);
+            Some(*sum)
+        })
+        .collect();
+    // The middle of a layer decides, in units of half a layer.
+    (0..n as u128).map(move |layer| {
+        let inside = |end: &u128| (2 * layer + 1) * total < 2 * n as u128 * end;
+        ends.iter().position(inside).unwrap_or(ends.len() - 1)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_shared_by_free_memory() {
+        let of = |free: &[u64], n| shares(free, n).collect::<Vec<_>>();
+        assert_eq!(of(&[1], 3), [0, 0, 0]);
+        assert_eq!(of(&[5, 5], 4), [0, 0, 1, 1]);
+        assert_eq!(of(&[3, 1], 4), [0, 0, 0, 1]);
+        assert_eq!(of(&[80 << 30, 40 << 30, 0], 6), [0, 0, 0, 0, 1, 1]);
+        assert_eq!(of(&[0, 0], 2), [1, 1]);
+        assert!(of(&[1, 2], 0).is_empty());
+    }
+
+    #[test]
+    fn names_say_where_tensors_belong() {
+        let home = Home {
+            layers: vec![Device::Cpu; 2],
+            first: Device::Cpu,
+            last: Device::Cpu,
+            dtype: DType::BF16,
+        };
+        assert!(home.of("model.layers.1.mlp.experts.7.w1").is_cpu());
+        let odd = Tensor::new(&[1.0f32, 2.0], &Device::Cpu).unwrap();
+        assert_eq!(home.bring(0, odd).unwrap().dtype(), DType::BF16);
+        assert!(matches!(Home::new(&[], 2, DType::F32), Err(Error::NoDevice)));
+    }
+}
