@@ -139,17 +139,22 @@ pub struct ModelArgs {
     /// several as cuda:0,cuda:1.
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Best)]
     pub device: DeviceChoice,
-    /// Weights in memory: as the file has them, or all in f32 (faster, larger, the same results).
+    /// Weights in memory. On the CPU models compute in f32 whatever their weights are; f32 is faster
+    /// and larger than quantized weights, and gives the same results.
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Dtype {
-    /// f32, but quantized weights stay quantized.
+    /// f32 on the CPU, bf16 on a GPU, but quantized weights stay quantized.
     Auto,
     /// f32; quantized weights are dequantized once.
     F32,
+    /// bfloat16, on a GPU.
+    Bf16,
+    /// IEEE half precision, on a GPU.
+    F16,
 }
 
 /// What the model is run on.

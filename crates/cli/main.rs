@@ -288,6 +288,8 @@ fn job(args: &RunArgs) -> anyhow::Result<Job> {
             dtype: match args.model.dtype {
                 args::Dtype::Auto => WeightDtype::AsStored,
                 args::Dtype::F32 => WeightDtype::F32,
+                args::Dtype::Bf16 => WeightDtype::Bf16,
+                args::Dtype::F16 => WeightDtype::F16,
             },
         },
         prompts: source,

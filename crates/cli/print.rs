@@ -576,11 +576,7 @@ impl Print for Explained {
             });
             let head = ["device", "weights as", "weights", "cache", "activations", "in all"];
             writeln!(out, "{}", table(&head, uses))?;
-            writeln!(
-                out,
-                "all logits, where wanted: {} more; this build runs on the CPU",
-                human::bytes(memory.all_logits)
-            )?;
+            writeln!(out, "all logits, where wanted: {} more", human::bytes(memory.all_logits))?;
         }
         if !self.hook_points.is_empty() {
             let points = self.hook_points.iter().map(|point| {

@@ -417,6 +417,7 @@ impl Error {
             | Self::CachePosition { .. }
             | Self::FrequencySwitch { .. }
             | Self::CacheRows { .. }
+            | Self::HalfOnCpu
             | Self::Normalized { .. }
             | Self::Encode { .. }
             | Self::ChatRefused { .. }
@@ -424,7 +425,7 @@ impl Error {
             | Self::Date { .. } => Fault::Request,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_)) => Fault::Internal,
             Self::Hooks(_) => Fault::Request,
-            Self::NoDevice | Self::HalfOnCpu => Fault::Device,
+            Self::NoDevice => Fault::Device,
             Self::Kernel(error) if error.is_of_device() => Fault::Device,
             Self::Kernel(_) | Self::Tensor(_) => Fault::Internal,
             _ => Fault::Model,

@@ -1,0 +1,246 @@
+//! The CUDA kernels, each timed alone by the GPU's own clock.
+//!
+//!     cargo bench -p kernels --features cuda --bench gpu            # every case
+//!     cargo bench -p kernels --features cuda --bench gpu -- router  # those with `router` in their names
+//!     … -- --list       # what there is, with each case's launches: needs no GPU
+//!     … -- --serve      # times the case of each line of standard input, as scripts/gpu-check asks
+//!
+//! Output is a line of JSON for each case; times are microseconds. A run is what lies between two
+//! events on the stream. Before each run a buffer larger than the second-level cache is cleared, so
+//! that inputs come from memory, and the launch is queued while the GPU is still at that, so that
+//! the host's time for it does not count. `benches/peers/gpu/kernels.py` does the same.
+//!
+//! A kernel has its lines in [`CASES`] and one in the peers'.
+
+#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::io::BufRead;
+
+use candle_core::{DType, Device, Tensor};
+use cudarc::driver::sys::CUevent_flags;
+use kernels::Result;
+use kernels::activation::ActivationFunction::Silu;
+use kernels::cuda::{self, Call, Machine, Plan};
+use kernels::cuda::{activation, layer_norm, rms_norm, rotary, router, softmax};
+use kernels::router::Selection::SoftmaxTopK;
+use serde_json::{Value, json};
+
+const BF16: DType = DType::BF16;
+const F32: DType = DType::F32;
+const U32: DType = DType::U32;
+
+/// A launch, or several, on inputs of these dtypes and shapes.
+struct Case {
+    /// The operation; the peer's function has the same name.
+    kernel: &'static str,
+    /// Normally distributed, or whole numbers below the first of `numbers`.
+    inputs: &'static [(DType, &'static [usize])],
+    /// What else the operation takes, the same for the peer.
+    numbers: &'static [usize],
+    /// Floating-point operations of a run, where they and not the bytes are what takes time.
+    flops: f64,
+    run: fn(Machine, &[Tensor], &[usize]) -> Result<Vec<Tensor>>,
+}
+
+/// Shapes are those of Llama-3-8B and Mixtral-8x7B on 8 × 1024 tokens.
+const CASES: &[Case] = &[
+    Case {
+        kernel: "rms_norm",
+        inputs: &[(BF16, &[8192, 4096]), (F32, &[4096])],
+        numbers: &[],
+        flops: 0.0,
+        run: |m, x, _| Ok(vec![rms_norm::rms_norm(m, &x[0], &x[1], 1e-5)?]),
+    },
+    Case {
+        kernel: "layer_norm",
+        inputs: &[(BF16, &[8192, 4096]), (F32, &[4096]), (F32, &[4096])],
+        numbers: &[],
+        flops: 0.0,
+        run: |m, x, _| Ok(vec![layer_norm::layer_norm(m, &x[0], &x[1], Some(&x[2]), 1e-5)?]),
+    },
+    Case {
+        kernel: "rotary",
+        inputs: &[(BF16, &[8, 1024, 32, 128]), (F32, &[1024, 64]), (F32, &[1024, 64]), (U32, &[8])],
+        numbers: &[1],
+        flops: 0.0,
+        run: |m, x, _| Ok(vec![rotary::rotary(m, &x[0], &x[1], &x[2], &x[3])?]),
+    },
+    Case {
+        kernel: "gated_silu",
+        inputs: &[(BF16, &[8192, 14336]), (BF16, &[8192, 14336])],
+        numbers: &[],
+        flops: 0.0,
+        run: |m, x, _| Ok(vec![activation::gated(m, Silu, &x[0], &x[1])?]),
+    },
+    Case {
+        kernel: "softmax",
+        inputs: &[(BF16, &[8192, 8192])],
+        numbers: &[],
+        flops: 0.0,
+        run: |m, x, _| Ok(vec![softmax::softmax(m, &x[0])?]),
+    },
+    Case {
+        kernel: "softmax",
+        inputs: &[(F32, &[8192, 4096])],
+        numbers: &[],
+        flops: 0.0,
+        run: |m, x, _| Ok(vec![softmax::softmax(m, &x[0])?]),
+    },
+    Case { kernel: "router", inputs: &[(F32, &[8192, 8])], numbers: &[2], flops: 0.0, run: routed },
+    Case {
+        kernel: "router",
+        inputs: &[(F32, &[65536, 128])],
+        numbers: &[8],
+        flops: 0.0,
+        run: routed,
+    },
+];
+
+fn routed(machine: Machine, x: &[Tensor], numbers: &[usize]) -> Result<Vec<Tensor>> {
+    let routing = router::route(machine, &x[0], numbers[0], SoftmaxTopK { renormalise: true })?;
+    Ok(vec![routing.probs, routing.indices, routing.weights])
+}
+
+/// Runs before the clock counts, and runs that it counts.
+const WARM_UP: usize = 10;
+const RUNS: usize = 100;
+/// Larger than any second-level cache there is.
+const CACHE_BYTES: usize = 256 << 20;
+
+impl Case {
+    /// `router f32 8192×8, 2`: the operation, its first input and its numbers.
+    fn name(&self) -> String {
+        let (dtype, dims) = self.inputs[0];
+        let dims: Vec<String> = dims.iter().map(usize::to_string).collect();
+        let numbers: String = self.numbers.iter().map(|number| format!(", {number}")).collect();
+        format!("{} {} {}{numbers}", self.kernel, dtype.as_str(), dims.join("×"))
+    }
+
+    fn inputs(&self, device: &Device) -> Vec<Tensor> {
+        let input = |&(dtype, dims): &(DType, &[usize])| match (dtype, device) {
+            (_, Device::Cpu) => Tensor::zeros(dims, dtype, device).unwrap(),
+            (U32, _) => {
+                let below = self.numbers[0] as u32;
+                let n: usize = dims.iter().product();
+                let values = (0..n as u32).map(|i| i.wrapping_mul(2_654_435_761) % below);
+                Tensor::from_vec(values.collect::<Vec<_>>(), dims, device).unwrap()
+            }
+            _ => Tensor::randn(0f32, 1.0, dims, device).unwrap().to_dtype(dtype).unwrap(),
+        };
+        self.inputs.iter().map(input).collect()
+    }
+
+    /// What any implementation has to read and write.
+    fn bytes(inputs: &[Tensor], results: &[Tensor]) -> usize {
+        inputs.iter().chain(results).map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum()
+    }
+
+    /// The case without a GPU: what it would launch.
+    fn describe(&self) -> Value {
+        let inputs = self.inputs(&Device::Cpu);
+        CALLS.take();
+        let results = (self.run)(planned, &inputs, self.numbers).unwrap();
+        let launches: Vec<Value> = CALLS
+            .take()
+            .iter()
+            .map(|call| json!({"entry": call.entry, "grid": call.grid, "block": call.block}))
+            .collect();
+        let shapes: Vec<Value> =
+            self.inputs.iter().map(|(dtype, dims)| json!([dtype.as_str(), dims])).collect();
+        json!({
+            "case": self.name(),
+            "kernel": self.kernel,
+            "inputs": shapes,
+            "numbers": self.numbers,
+            "bytes": Self::bytes(&inputs, &results),
+            "flops": self.flops,
+            "launches": launches,
+        })
+    }
+
+    fn time(&self, gpu: &Device) -> std::result::Result<Value, Box<dyn std::error::Error>> {
+        let inputs = self.inputs(gpu);
+        let run = || (self.run)(cuda::launch, &inputs, self.numbers);
+        let results = run()?;
+        for result in results.iter().filter(|result| result.dtype() != U32) {
+            let sum = result.to_dtype(F32)?.sum_all()?.to_scalar::<f32>()?;
+            assert!(sum.is_finite(), "{}: the result sums to {sum}", self.name());
+        }
+        let stream = gpu.as_cuda_device()?.cuda_stream();
+        let mut cache = stream.alloc_zeros::<u8>(CACHE_BYTES)?;
+        let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+        let mut events = Vec::with_capacity(RUNS);
+        for i in 0..WARM_UP + RUNS {
+            stream.memset_zeros(&mut cache)?;
+            let begin = event()?;
+            run()?;
+            let end = event()?;
+            if i >= WARM_UP {
+                events.push((begin, end));
+            }
+        }
+        let mut times = Vec::with_capacity(RUNS);
+        for (begin, end) in &events {
+            times.push(f64::from(begin.elapsed_ms(end)?) * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(json!({
+            "case": self.name(),
+            "median_us": times[RUNS / 2],
+            "min_us": times[0],
+            "max_us": times[RUNS - 1],
+            "runs": RUNS,
+            "bytes": Self::bytes(&inputs, &results),
+            "flops": self.flops,
+        }))
+    }
+}
+
+thread_local! {
+    static CALLS: RefCell<Vec<Call>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Notes what a plan would launch; its results are zeros.
+fn planned(plan: &Plan<'_>) -> Result<Vec<Tensor>> {
+    CALLS.with_borrow_mut(|calls| calls.extend(plan.call.clone()));
+    let zeros = |(dtype, dims): &(DType, Vec<usize>)| {
+        Tensor::zeros(dims.as_slice(), *dtype, &Device::Cpu).unwrap()
+    };
+    Ok(plan.outputs.iter().map(zeros).collect())
+}
+
+/// Times a case and prints its line; one that fails is a line, too.
+fn print(case: &Case, gpu: &Device) {
+    let name = case.name();
+    let line = case.time(gpu);
+    println!("{}", line.unwrap_or_else(|e| json!({"case": name, "error": e.to_string()})));
+}
+
+fn main() {
+    // Cargo's own word for a bench is not ours.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    if words.iter().any(|word| word == "--list") {
+        CASES.iter().for_each(|case| println!("{}", case.describe()));
+        return;
+    }
+    let gpu = match cuda::gpu::open(0) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            println!("{}", json!({"error": error.to_string()}));
+            std::process::exit(4);
+        }
+    };
+    if words.iter().any(|word| word == "--serve") {
+        for line in std::io::stdin().lock().lines() {
+            let line = line.unwrap();
+            match CASES.iter().find(|case| case.name() == line) {
+                Some(case) => print(case, &gpu),
+                None => println!("{}", json!({"case": line, "error": "there is no such case"})),
+            }
+        }
+        return;
+    }
+    let wanted = |case: &&Case| words.is_empty() || words.iter().any(|w| case.name().contains(w));
+    CASES.iter().filter(wanted).for_each(|case| print(case, &gpu));
+}
