@@ -6,32 +6,10 @@
 //
 //   x, gate, up  [n, d]  rows at any strides: the halves of a fused projection are such rows
 //   y            [n, d]  contiguous
+#include "common/activations.cuh"
 #include "common/rows.cuh"
 
 constexpr unsigned THREADS = 128;
-
-// x / (1 + e^-x).
-struct Silu {
-    __device__ static float at(float x) { return x / (1.0f + expf(-x)); }
-};
-
-// x times the normal distribution function of x. The complementary error function keeps its
-// relative accuracy in the tail.
-struct Gelu {
-    __device__ static float at(float x) { return 0.5f * x * erfcf(x * -0.70710678f); }
-};
-
-// x / (1 + e^-u), u = 2 sqrt(2 / pi) (x + 0.044715 x^3): the form with tanh, without its
-// cancellation.
-struct GeluTanh {
-    __device__ static float at(float x) {
-        return x / (1.0f + expf(-x * fmaf(x * x, 0.07135482f, 1.595769f)));
-    }
-};
-
-struct Relu {
-    __device__ static float at(float x) { return x < 0.0f ? 0.0f : x; }
-};
 
 template <typename F, bool GATED, typename T>
 __device__ void activation(const T *x, const T *up, T *y, const Rows &x_rows, const Rows &up_rows,

@@ -10,6 +10,9 @@
 //
 // or both lines as a macro of dtype and type, given to EVERY_DTYPE.
 //
+// BOUNDED_KERNEL(threads, blocks, name) is the same for a kernel whose registers must allow so many
+// blocks of so many threads on a multiprocessor at once.
+//
 // Dynamic shared memory is named by DYNAMIC_SHARED(T, name) inside a kernel, static shared memory
 // by __shared__ as usual.
 //
@@ -30,6 +33,8 @@
 
 #define DEVICE_INSTRUCTIONS
 #define KERNEL(name) extern "C" __global__ void name
+#define BOUNDED_KERNEL(threads, blocks, name)                                                      \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name
 #define EXPORT(name)
 #define DYNAMIC_SHARED(T, name)                                                                    \
     extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];                         \
@@ -40,6 +45,7 @@
 #include "emulation.h"
 
 #define KERNEL(name) extern "C" void name
+#define BOUNDED_KERNEL(threads, blocks, name) extern "C" void name
 #define EXPORT(name) static const emulation::Export export_##name(#name, name);
 #define DYNAMIC_SHARED(T, name) T *const name = static_cast<T *>(emulation::dynamic_shared())
 

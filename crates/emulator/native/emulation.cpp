@@ -36,6 +36,14 @@ constexpr size_t PAGE = 4096;
 enum class Order : uint32_t { forward, reverse, strided };
 enum class State { ready, at_barrier, in_warp, ended };
 
+// Bytes on their way to shared memory.
+struct Copy {
+    void *to;
+    const void *from;
+    bool there;
+    unsigned group;
+};
+
 struct Fiber : Thread {
     void *top;
     char *stack;
@@ -48,6 +56,10 @@ struct Fiber : Thread {
     uint64_t value;
     int operand, width;
     bool predicate;
+    Joint body;
+    // Copies that nobody has waited for, and how many groups there have been.
+    std::vector<Copy> copies;
+    unsigned n_groups;
 };
 
 Thread *current;
@@ -60,6 +72,8 @@ static void *scheduler_top;
 static const Export *entry;
 static const unsigned char *arguments[Export::MAX_PARAMETERS];
 static void *shared;
+static uint64_t shared_size;
+static Order turns;
 static int barrier_result;
 
 static Fiber &self() { return *static_cast<Fiber *>(current); }
@@ -179,6 +193,8 @@ static void prepare(Fiber &fiber, unsigned number, uint3 at) {
     fiber.index = {number % block.x, number / block.x % block.y, number / block.x / block.y};
     fiber.block = at;
     fiber.state = State::ready;
+    fiber.copies.clear();
+    fiber.n_groups = 0;
     // As emulation_switch leaves a stack: six registers and where to return to, which sees the
     // stack as after a call.
     void **top = reinterpret_cast<void **>(fiber.stack + PAGE + STACK) - 1;
@@ -222,13 +238,21 @@ static int source_lane(const Fiber &fiber) {
 // Gives every lane of a complete collective its result.
 static void resolve(Fiber *warp, unsigned mask) {
     uint64_t results[WARP] = {};
+    if (warp[0].kind == Collective::joint) {
+        void *lanes[WARP];
+        for (unsigned lane = 0; lane < WARP; ++lane) {
+            lanes[lane] = reinterpret_cast<void *>(warp[lane].value);
+        }
+        warp[0].body(lanes);
+    }
     for (unsigned lane = 0; lane < WARP; ++lane) {
         if ((mask >> lane & 1) == 0) {
             continue;
         }
         const Fiber &fiber = warp[lane];
         switch (fiber.kind) {
-        case Collective::sync: break;
+        case Collective::sync:
+        case Collective::joint: break;
         case Collective::ballot:
         case Collective::match:
             for (unsigned other = 0; other < WARP; ++other) {
@@ -292,6 +316,81 @@ uint64_t together(Collective kind, unsigned mask, uint64_t value, int operand, i
     // Also the lane that completes a collective lets the others go first.
     to_scheduler(fiber);
     return fiber.value;
+}
+
+void jointly(Joint body, void *own, Site site) {
+    self().body = body;
+    together(Collective::joint, 0xffffffffu, reinterpret_cast<uint64_t>(own), 0, WARP, site);
+}
+
+// Where the program's own variables are, of which static shared memory is some.
+extern "C" char __data_start[], _end[];
+
+// 16 bytes that instructions of shared memory can access.
+static void check_shared(const char *what, const void *at) {
+    const char *first = static_cast<const char *>(at), *dynamic = static_cast<const char *>(shared);
+    const bool there = (first >= dynamic && first < dynamic + shared_size) || (first >= __data_start && first < _end);
+    if (!there || reinterpret_cast<uintptr_t>(at) % 16 != 0) {
+        fault(what, self(), nullptr);
+    }
+}
+
+// A lane's part of load_matrices.
+struct Rows {
+    uint32_t *registers;
+    const uint16_t *row;
+    bool transposed;
+};
+
+static void load_lanes(void *const *lanes) {
+    for (int lane = 0; lane < int(WARP); ++lane) {
+        const Rows &own = *static_cast<const Rows *>(lanes[lane]);
+        for (int i = 0; i < 4; ++i) {
+            const auto row = [&](int number) { return static_cast<const Rows *>(lanes[8 * i + number])->row; };
+            const int group = lane / 4, pair = lane % 4 * 2;
+            const uint32_t low = own.transposed ? row(pair)[group] : row(group)[pair];
+            const uint32_t high = own.transposed ? row(pair + 1)[group] : row(group)[pair + 1];
+            own.registers[i] = low | high << 16;
+        }
+    }
+}
+
+void load_matrices(uint32_t (&registers)[4], const void *row, bool transposed, Site site) {
+    check_shared("a matrix that is not at 16 bytes of shared memory", row);
+    Rows own{registers, static_cast<const uint16_t *>(row), transposed};
+    jointly(load_lanes, &own, site);
+}
+
+static void perform(const Copy &copy) {
+    if (copy.there) {
+        std::memcpy(copy.to, copy.from, 16);
+    } else {
+        std::memset(copy.to, 0, 16);
+    }
+}
+
+void copy_async(void *to, const void *from, bool there) {
+    check_shared("a copy to what is not 16 bytes of shared memory", to);
+    if (reinterpret_cast<uintptr_t>(from) % 16 != 0) {
+        fault("a copy from a misaligned place", self(), nullptr);
+    }
+    const Copy copy{to, from, there, self().n_groups};
+    if (turns == Order::forward) {
+        perform(copy);
+    } else {
+        self().copies.push_back(copy);
+    }
+}
+
+void commit() { ++self().n_groups; }
+
+void wait(unsigned n_pending) {
+    auto &copies = self().copies;
+    size_t n_done = 0;
+    for (; n_done < copies.size() && copies[n_done].group + n_pending < self().n_groups; ++n_done) {
+        perform(copies[n_done]);
+    }
+    copies.erase(copies.begin(), copies.begin() + std::ptrdiff_t(n_done));
 }
 
 static bool run(Fiber &fiber) {
@@ -363,6 +462,8 @@ static void release() {
 static void run_block(uint3 at, Order order, uint64_t shared_bytes) {
     // What nobody wrote is NaN.
     shared = nullptr;
+    shared_size = shared_bytes;
+    turns = order;
     if (posix_memalign(&shared, 128, shared_bytes) != 0) {
         refuse("no memory for shared memory, bytes", shared_bytes, MAX_SHARED);
     }

@@ -31,7 +31,7 @@ struct Site {
     bool operator==(const Site &other) const { return line == other.line && !std::strcmp(file, other.file); }
 };
 
-enum class Collective : int { shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, match, sync };
+enum class Collective : int { shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, match, sync, joint };
 
 struct Thread {
     uint3 index;
@@ -49,6 +49,22 @@ uint64_t together(Collective kind, unsigned mask, uint64_t value, int operand, i
 // Waits until every thread of the block waits here; the number of those with `predicate`.
 int barrier_count(bool predicate, Site site);
 void *dynamic_shared();
+
+// What a warp does with the registers of all its lanes.
+using Joint = void (*)(void *const *lanes);
+// Waits until all 32 lanes of the warp are here, each with what is its own; `body` is then called
+// once, with those of all lanes.
+void jointly(Joint body, void *own, Site site);
+
+// Eight rows of 16 bytes in shared memory for each of four matrices (ldmatrix .x4).
+void load_matrices(uint32_t (&registers)[4], const void *row, bool transposed, Site site);
+
+// 16 bytes to shared memory (cp.async): forward they are there at once, in the other orders not
+// before the thread waits for them, which are the first and the last moment that the device may
+// choose.
+void copy_async(void *to, const void *from, bool there);
+void commit();
+void wait(unsigned n_pending);
 
 template <typename T> T shuffled(Collective kind, unsigned mask, T value, int operand, int width, Site site) {
     static_assert(std::is_trivially_copyable<T>::value && sizeof(T) <= 8, "4 or 8 bytes, as on the device");
@@ -238,6 +254,55 @@ inline __half __float2half_rn(float x) {
 
 inline __half __float2half(float x) { return __float2half_rn(x); }
 inline __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }
+
+namespace emulation {
+
+inline float number_of(__half x) { return __half2float(x); }
+inline float number_of(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+// A lane's registers of a product of a 16 x 16 and a 16 x 8 matrix (mma .m16n8k16).
+struct Factors {
+    float *d;
+    const uint32_t *a, *b;
+};
+
+template <typename T> void multiply_lanes(void *const *lanes) {
+    double a[16][16], b[16][8];
+    for (int lane = 0; lane < 32; ++lane) {
+        const Factors &own = *static_cast<const Factors *>(lanes[lane]);
+        const int group = lane / 4, pair = lane % 4 * 2;
+        for (int i = 0; i < 4; ++i) {
+            for (int high = 0; high < 2; ++high) {
+                const T number = {uint16_t(own.a[i] >> 16 * high)};
+                a[group + i % 2 * 8][pair + i / 2 * 8 + high] = number_of(number);
+            }
+        }
+        for (int i = 0; i < 2; ++i) {
+            for (int high = 0; high < 2; ++high) {
+                const T number = {uint16_t(own.b[i] >> 16 * high)};
+                b[pair + i * 8 + high][group] = number_of(number);
+            }
+        }
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+        const Factors &own = *static_cast<const Factors *>(lanes[lane]);
+        for (int i = 0; i < 4; ++i) {
+            const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            double sum = own.d[i];
+            for (int k = 0; k < 16; ++k) {
+                sum += a[row][k] * b[k][column];
+            }
+            own.d[i] = float(sum);
+        }
+    }
+}
+
+template <typename T> void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+    Factors own{d, a, b};
+    jointly(multiply_lanes<T>, &own, site);
+}
+
+} // namespace emulation
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }

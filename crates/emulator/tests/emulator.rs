@@ -66,12 +66,37 @@ fn a_missing_barrier_shows() {
 }
 
 #[test]
+fn copies_come_as_late_and_as_early_as_they_may() {
+    let right = |kernel| right_in(kernel, 64, |i| 63 - i);
+    assert_eq!(right("planted_copy"), Order::ALL);
+    assert_eq!(right("planted_unwaited_copy"), [Order::Forward]);
+    assert_eq!(right("planted_early_copy"), [Order::Reverse, Order::Strided]);
+}
+
+#[test]
+fn instructions_of_shared_memory_want_sixteen_bytes_of_it() {
+    for how in every() {
+        for (kernel, said) in [
+            ("planted_matrices_outside", "a matrix that is not at 16 bytes of shared memory"),
+            ("planted_matrices_misaligned", "a matrix that is not at 16 bytes of shared memory"),
+            ("planted_copy_outside", "a copy to what is not 16 bytes of shared memory"),
+            ("planted_copy_misaligned", "a copy from a misaligned place"),
+        ] {
+            let done = run(kernel, 32, 256, how, &mut [vec![0; 256]]);
+            let Err(Error::Fault { reason }) = done else { panic!("{kernel}: {done:?}") };
+            assert!(reason.contains(said), "{kernel}: {reason}");
+        }
+    }
+}
+
+#[test]
 fn divergence_is_a_fault() {
     for how in every() {
         for (kernel, said) in [
             ("planted_divergent_barrier", ["a divergent barrier", "faults.cu:"]),
             ("planted_early_end", ["a divergent barrier", "has ended"]),
             ("planted_divergent_shuffle", ["a divergent collective", "waits for lanes"]),
+            ("planted_divergent_product", ["a divergent collective", "mma.cuh:"]),
         ] {
             let done = run(kernel, 64, 0, how, &mut [vec![0; 256]]);
             let Err(Error::Fault { reason }) = done else { panic!("{kernel}: {done:?}") };
@@ -315,5 +340,137 @@ fn conversions_round_as_they_should() {
         assert_eq!(brains[i], bf16::from_f32(exact).to_bits(), "{exact:e}");
         assert_eq!(half_back[i], half.to_f32().to_bits(), "{exact:e}");
         assert_eq!(brain_back[i], brain.to_f32().to_bits(), "{exact:e}");
+    }
+}
+
+/// Row and column of the number `i` that a lane holds of each matrix of `mma.m16n8k16`, as the PTX
+/// ISA (9.7.14.5.8, "Matrix Fragments for mma.m16n8k16 with floating point type") gives them.
+mod fragments {
+    /// Of `a0 .. a7`.
+    pub fn a(lane: usize, i: usize) -> (usize, usize) {
+        let (group_id, thread_in_group) = (lane >> 2, lane % 4);
+        let row = if i < 2 || (4..6).contains(&i) { group_id } else { group_id + 8 };
+        let col = thread_in_group * 2 + (i & 1) + if i >= 4 { 8 } else { 0 };
+        (row, col)
+    }
+
+    /// Of `b0 .. b3`.
+    pub fn b(lane: usize, i: usize) -> (usize, usize) {
+        let (group_id, thread_in_group) = (lane >> 2, lane % 4);
+        (thread_in_group * 2 + (i & 1) + if i >= 2 { 8 } else { 0 }, group_id)
+    }
+
+    /// Of `c0 .. c3`.
+    pub fn c(lane: usize, i: usize) -> (usize, usize) {
+        let (group_id, thread_in_group) = (lane >> 2, lane % 4);
+        (if i < 2 { group_id } else { group_id + 8 }, thread_in_group * 2 + (i & 1))
+    }
+}
+
+/// Whole numbers that no two places share, small enough for exact sums of their products.
+fn whole(seed: usize, row: usize, col: usize) -> f32 {
+    ((row * 37 + col * 11 + seed) % 127) as f32 - 63.0
+}
+
+fn registers(halves: impl Iterator<Item = u16>) -> Vec<u8> {
+    halves.flat_map(u16::to_ne_bytes).collect()
+}
+
+#[test]
+fn products_take_the_fragments_of_the_instruction() {
+    let bits: [(&str, fn(f32) -> u16); 2] = [
+        ("language_mma_bf16", |x| bf16::from_f32(x).to_bits()),
+        ("language_mma_f16", |x| f16::from_f32(x).to_bits()),
+    ];
+    let each = |n: usize| (0..32).flat_map(move |lane| (0..n).map(move |i| (lane, i)));
+    for (kernel, bits) in bits {
+        for how in every() {
+            let a = registers(each(8).map(|(lane, i)| {
+                let (row, col) = fragments::a(lane, i);
+                bits(whole(1, row, col))
+            }));
+            let b = registers(each(4).map(|(lane, i)| {
+                let (row, col) = fragments::b(lane, i);
+                bits(whole(50, row, col))
+            }));
+            let d = each(4).flat_map(|(lane, i)| {
+                let (row, col) = fragments::c(lane, i);
+                whole(90, row, col).to_ne_bytes()
+            });
+            let mut buffers = [a, b, d.collect()];
+            run(kernel, 32, 0, how, &mut buffers).unwrap();
+            let got = words(&buffers[2]);
+            for (lane, i) in each(4) {
+                let (row, col) = fragments::c(lane, i);
+                let product: f32 = (0..16).map(|k| whole(1, row, k) * whole(50, k, col)).sum();
+                let got = f32::from_bits(got[4 * lane + i]);
+                assert_eq!(got, whole(90, row, col) + product, "{kernel} {row} {col}");
+            }
+        }
+    }
+}
+
+#[test]
+fn matrices_are_loaded_as_the_product_takes_them() {
+    for (kernel, packs) in
+        [("language_matrices_4", 4), ("language_matrices_8", 8), ("language_matrices_16", 16)]
+    {
+        let width = 8 * packs;
+        let at = |row: usize, col: usize| (row * width + col) as u16;
+        for how in every() {
+            let tile = registers((0..32).flat_map(|row| (0..width).map(move |col| at(row, col))));
+            let mut buffers = [tile, vec![0; 4 * 32 * packs], vec![0; 4 * 32 * 12]];
+            run(kernel, 32, 64 * width, how, &mut buffers).unwrap();
+
+            let places = words(&buffers[1]);
+            let mut all = places.clone();
+            all.sort_unstable();
+            assert!(all.iter().copied().eq(0..32 * packs as u32), "every place once");
+            for first in (0..32).step_by(8) {
+                for pack in 0..packs {
+                    let mut banks: Vec<u32> =
+                        (first..first + 8).map(|row| places[row * packs + pack] % 8).collect();
+                    banks.sort_unstable();
+                    assert!(banks.into_iter().eq(0..8), "all banks at {first}, {pack}");
+                }
+            }
+
+            let halves: Vec<u16> =
+                buffers[2].as_chunks().0.iter().map(|&half| u16::from_ne_bytes(half)).collect();
+            for lane in 0..32 {
+                let got = &halves[24 * lane..][..24];
+                for i in 0..8 {
+                    let (row, col) = fragments::a(lane, i);
+                    assert_eq!(got[i], at(16 + row, 16 + col), "a{i} of lane {lane}");
+                    let (row, col) = fragments::b(lane, i % 4);
+                    let col = col + i / 4 * 8;
+                    assert_eq!(got[8 + i], at(16 + col, 16 + row), "b{i} of lane {lane}");
+                    assert_eq!(got[16 + i], at(16 + row, 16 + col), "b{i} by rows of lane {lane}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_is_the_next_ones_factor() {
+    let x = |row, col| ((row * 5 + col * 3) % 7) as f32 - 3.0;
+    let y = |row: usize, col: usize| if col < 8 { ((row + 2 * col) % 5) as f32 - 2.0 } else { 0.0 };
+    let z = |row, col| ((row * 3 + col) % 9) as f32 - 4.0;
+    let tile = |of: &dyn Fn(usize, usize) -> f32| {
+        registers((0..256).map(|i| bf16::from_f32(of(i / 16, i % 16)).to_bits()))
+    };
+    for how in every() {
+        // The rows of y's tile are its columns; those from 8 on are there, and come as zeros.
+        let there = |col, row| if col < 8 { y(row, col) } else { 99.0 };
+        let mut buffers = [tile(&x), tile(&there), tile(&z), vec![0; 4 * 256]];
+        run("language_chain_bf16", 32, 3 * 512, how, &mut buffers).unwrap();
+        let got = words(&buffers[3]);
+        for (i, &got) in got.iter().enumerate() {
+            let (row, col) = (i / 16, i % 16);
+            let first = |k: usize| -> f32 { (0..16).map(|j| x(row, j) * y(j, k)).sum() };
+            let expected: f32 = (0..16).map(|k| first(k) * z(k, col)).sum();
+            assert_eq!(f32::from_bits(got), expected, "{row} {col}");
+        }
     }
 }

@@ -21,8 +21,9 @@ use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys::CUevent_flags;
 use kernels::Result;
 use kernels::activation::ActivationFunction::Silu;
+use kernels::attention::AttentionOptions;
 use kernels::cuda::{self, Call, Machine, Plan};
-use kernels::cuda::{activation, layer_norm, rms_norm, rotary, router, softmax};
+use kernels::cuda::{activation, attention, layer_norm, moe, rms_norm, rotary, router, softmax};
 use kernels::router::Selection::SoftmaxTopK;
 use serde_json::{Value, json};
 
@@ -34,71 +35,111 @@ const U32: DType = DType::U32;
 struct Case {
     /// The operation; the peer's function has the same name.
     kernel: &'static str,
-    /// Normally distributed, or whole numbers below the first of `numbers`.
+    /// Normally distributed; the `i`th of `U32` holds the `i`th of `numbers` everywhere.
     inputs: &'static [(DType, &'static [usize])],
     /// What else the operation takes, the same for the peer.
     numbers: &'static [usize],
+    run: fn(Machine, &[Tensor], &[usize]) -> Result<Vec<Tensor>>,
     /// Floating-point operations of a run, where they and not the bytes are what takes time.
     flops: f64,
-    run: fn(Machine, &[Tensor], &[usize]) -> Result<Vec<Tensor>>,
+    /// Bytes of the inputs that no run has to read.
+    unread: usize,
 }
+
+type Inputs = &'static [(DType, &'static [usize])];
+type Run = fn(Machine, &[Tensor], &[usize]) -> Result<Vec<Tensor>>;
+
+const fn case(kernel: &'static str, inputs: Inputs, numbers: &'static [usize], run: Run) -> Case {
+    Case { kernel, inputs, numbers, run, flops: 0.0, unread: 0 }
+}
+
+impl Case {
+    const fn flops(self, flops: f64) -> Self {
+        Self { flops, ..self }
+    }
+
+    const fn unread(self, unread: usize) -> Self {
+        Self { unread, ..self }
+    }
+}
+
+/// Queries, keys, values, valid queries and keys before them, of Llama-3-8B.
+const PREFILL: Inputs = &[
+    (BF16, &[8, 1024, 32, 128]),
+    (BF16, &[8, 1024, 8, 128]),
+    (BF16, &[8, 1024, 8, 128]),
+    (U32, &[8]),
+    (U32, &[8]),
+];
+const LONG: Inputs = &[
+    (BF16, &[1, 8192, 32, 128]),
+    (BF16, &[1, 8192, 8, 128]),
+    (BF16, &[1, 8192, 8, 128]),
+    (U32, &[1]),
+    (U32, &[1]),
+];
+const DECODE: Inputs = &[
+    (BF16, &[8, 1, 32, 128]),
+    (BF16, &[8, 8192, 8, 128]),
+    (BF16, &[8, 8192, 8, 128]),
+    (U32, &[8]),
+    (U32, &[8]),
+];
+/// Tokens, router logits, and the experts of a layer of Mixtral-8x7B.
+const MIXTURE: Inputs = &[
+    (BF16, &[8192, 4096]),
+    (F32, &[8192, 8]),
+    (BF16, &[8, 28672, 4096]),
+    (BF16, &[8, 4096, 14336]),
+];
+const MIXTURE_OF_ONE: Inputs =
+    &[(BF16, &[1, 4096]), (F32, &[1, 8]), (BF16, &[8, 28672, 4096]), (BF16, &[8, 4096, 14336])];
+const EXPERT_BYTES: usize = 3 * 4096 * 14336 * 2;
+const ROTARY: Inputs =
+    &[(BF16, &[8, 1024, 32, 128]), (F32, &[1024, 64]), (F32, &[1024, 64]), (U32, &[8])];
 
 /// Shapes are those of Llama-3-8B and Mixtral-8x7B on 8 × 1024 tokens.
 const CASES: &[Case] = &[
-    Case {
-        kernel: "rms_norm",
-        inputs: &[(BF16, &[8192, 4096]), (F32, &[4096])],
-        numbers: &[],
-        flops: 0.0,
-        run: |m, x, _| Ok(vec![rms_norm::rms_norm(m, &x[0], &x[1], 1e-5)?]),
-    },
-    Case {
-        kernel: "layer_norm",
-        inputs: &[(BF16, &[8192, 4096]), (F32, &[4096]), (F32, &[4096])],
-        numbers: &[],
-        flops: 0.0,
-        run: |m, x, _| Ok(vec![layer_norm::layer_norm(m, &x[0], &x[1], Some(&x[2]), 1e-5)?]),
-    },
-    Case {
-        kernel: "rotary",
-        inputs: &[(BF16, &[8, 1024, 32, 128]), (F32, &[1024, 64]), (F32, &[1024, 64]), (U32, &[8])],
-        numbers: &[1],
-        flops: 0.0,
-        run: |m, x, _| Ok(vec![rotary::rotary(m, &x[0], &x[1], &x[2], &x[3])?]),
-    },
-    Case {
-        kernel: "gated_silu",
-        inputs: &[(BF16, &[8192, 14336]), (BF16, &[8192, 14336])],
-        numbers: &[],
-        flops: 0.0,
-        run: |m, x, _| Ok(vec![activation::gated(m, Silu, &x[0], &x[1])?]),
-    },
-    Case {
-        kernel: "softmax",
-        inputs: &[(BF16, &[8192, 8192])],
-        numbers: &[],
-        flops: 0.0,
-        run: |m, x, _| Ok(vec![softmax::softmax(m, &x[0])?]),
-    },
-    Case {
-        kernel: "softmax",
-        inputs: &[(F32, &[8192, 4096])],
-        numbers: &[],
-        flops: 0.0,
-        run: |m, x, _| Ok(vec![softmax::softmax(m, &x[0])?]),
-    },
-    Case { kernel: "router", inputs: &[(F32, &[8192, 8])], numbers: &[2], flops: 0.0, run: routed },
-    Case {
-        kernel: "router",
-        inputs: &[(F32, &[65536, 128])],
-        numbers: &[8],
-        flops: 0.0,
-        run: routed,
-    },
+    case("rms_norm", &[(BF16, &[8192, 4096]), (F32, &[4096])], &[], |m, x, _| {
+        Ok(vec![rms_norm::rms_norm(m, &x[0], &x[1], 1e-5)?])
+    }),
+    case("layer_norm", &[(BF16, &[8192, 4096]), (F32, &[4096]), (F32, &[4096])], &[], |m, x, _| {
+        Ok(vec![layer_norm::layer_norm(m, &x[0], &x[1], Some(&x[2]), 1e-5)?])
+    }),
+    case("rotary", ROTARY, &[0], |m, x, _| {
+        Ok(vec![rotary::rotary(m, &x[0], &x[1], &x[2], &x[3])?])
+    }),
+    case("gated_silu", &[(BF16, &[8192, 14336]), (BF16, &[8192, 14336])], &[], |m, x, _| {
+        Ok(vec![activation::gated(m, Silu, &x[0], &x[1])?])
+    }),
+    case("softmax", &[(BF16, &[8192, 8192])], &[], |m, x, _| Ok(vec![softmax::softmax(m, &x[0])?])),
+    case("softmax", &[(F32, &[8192, 4096])], &[], |m, x, _| Ok(vec![softmax::softmax(m, &x[0])?])),
+    case("router", &[(F32, &[8192, 8])], &[2], |m, x, numbers| routed(m, &x[0], numbers)),
+    case("router", &[(F32, &[65536, 128])], &[8], |m, x, numbers| routed(m, &x[0], numbers)),
+    // Products with keys and with values, half of them masked.
+    case("attention", PREFILL, &[1024, 0], attended).flops(2.0 * 8.0 * 1024.0 * 1025.0 * 4096.0),
+    case("attention", LONG, &[8192, 0], attended).flops(2.0 * 8192.0 * 8193.0 * 4096.0),
+    case("attention", DECODE, &[1, 8191], attended),
+    case("moe", MIXTURE, &[2], mixed).flops(8192.0 * 2.0 * EXPERT_BYTES as f64),
+    case("moe", MIXTURE_OF_ONE, &[2], mixed).unread(6 * EXPERT_BYTES),
 ];
 
-fn routed(machine: Machine, x: &[Tensor], numbers: &[usize]) -> Result<Vec<Tensor>> {
-    let routing = router::route(machine, &x[0], numbers[0], SoftmaxTopK { renormalise: true })?;
+fn attended(machine: Machine, x: &[Tensor], _: &[usize]) -> Result<Vec<Tensor>> {
+    let [q, k, v, lengths, offsets] = x else { unreachable!() };
+    let input = attention::Input { q, k, v, lengths, offsets, sinks: None };
+    let options = AttentionOptions { scale: 128f64.powf(-0.5), window: None, soft_cap: None };
+    let output = attention::attention(machine, &input, &options)?;
+    Ok(vec![output.z, output.lse])
+}
+
+/// The router is a part of it.
+fn mixed(machine: Machine, x: &[Tensor], numbers: &[usize]) -> Result<Vec<Tensor>> {
+    let routing = router::route(machine, &x[1], numbers[0], SoftmaxTopK { renormalise: true })?;
+    Ok(vec![moe::moe(machine, &x[0], &routing, &x[2], &x[3], Silu)?])
+}
+
+fn routed(machine: Machine, logits: &Tensor, numbers: &[usize]) -> Result<Vec<Tensor>> {
+    let routing = router::route(machine, logits, numbers[0], SoftmaxTopK { renormalise: true })?;
     Ok(vec![routing.probs, routing.indices, routing.weights])
 }
 
@@ -118,22 +159,22 @@ impl Case {
     }
 
     fn inputs(&self, device: &Device) -> Vec<Tensor> {
+        let mut numbers = self.numbers.iter();
         let input = |&(dtype, dims): &(DType, &[usize])| match (dtype, device) {
-            (_, Device::Cpu) => Tensor::zeros(dims, dtype, device).unwrap(),
             (U32, _) => {
-                let below = self.numbers[0] as u32;
-                let n: usize = dims.iter().product();
-                let values = (0..n as u32).map(|i| i.wrapping_mul(2_654_435_761) % below);
-                Tensor::from_vec(values.collect::<Vec<_>>(), dims, device).unwrap()
+                let value = numbers.next().map_or(0, |&number| number as u32);
+                Tensor::full(value, dims, device).unwrap()
             }
+            (_, Device::Cpu) => Tensor::zeros(dims, dtype, device).unwrap(),
             _ => Tensor::randn(0f32, 1.0, dims, device).unwrap().to_dtype(dtype).unwrap(),
         };
         self.inputs.iter().map(input).collect()
     }
 
     /// What any implementation has to read and write.
-    fn bytes(inputs: &[Tensor], results: &[Tensor]) -> usize {
-        inputs.iter().chain(results).map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum()
+    fn bytes(&self, inputs: &[Tensor], results: &[Tensor]) -> usize {
+        let bytes = |x: &Tensor| x.elem_count() * x.dtype().size_in_bytes();
+        inputs.iter().chain(results).map(bytes).sum::<usize>() - self.unread
     }
 
     /// The case without a GPU: what it would launch.
@@ -153,7 +194,7 @@ impl Case {
             "kernel": self.kernel,
             "inputs": shapes,
             "numbers": self.numbers,
-            "bytes": Self::bytes(&inputs, &results),
+            "bytes": self.bytes(&inputs, &results),
             "flops": self.flops,
             "launches": launches,
         })
@@ -191,7 +232,7 @@ impl Case {
             "min_us": times[0],
             "max_us": times[RUNS - 1],
             "runs": RUNS,
-            "bytes": Self::bytes(&inputs, &results),
+            "bytes": self.bytes(&inputs, &results),
             "flops": self.flops,
         }))
     }

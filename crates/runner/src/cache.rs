@@ -18,6 +18,8 @@ const FIRST: usize = 64;
 pub struct KvCache {
     /// `None`: nothing is kept, every batch starts at position 0.
     layers: Option<Vec<Option<LayerCache>>>,
+    /// Positions that each layer takes memory for at once.
+    reserved: usize,
 }
 
 #[derive(Debug)]
@@ -33,12 +35,17 @@ struct LayerCache {
 impl KvCache {
     /// A cache that keeps nothing: for prompts that are not continued.
     pub fn off() -> Self {
-        Self { layers: None }
+        Self { layers: None, reserved: 0 }
     }
 
     /// An empty cache.
     pub fn new() -> Self {
-        Self { layers: Some(Vec::new()) }
+        Self::with_capacity(0)
+    }
+
+    /// An empty cache that takes memory for so many positions when a layer is first used.
+    pub fn with_capacity(positions: usize) -> Self {
+        Self { layers: Some(Vec::new()), reserved: positions }
     }
 
     /// Whether keys and values are kept.
@@ -109,7 +116,7 @@ impl KvCache {
             None => 0,
         };
         if capacity < needed {
-            let capacity = needed.max(2 * capacity).next_multiple_of(FIRST);
+            let capacity = needed.max(2 * capacity).max(self.reserved).next_multiple_of(FIRST);
             let held = layers[layer].take();
             let grow = |new: &Tensor, old: Option<&Tensor>| {
                 let (batch, _, heads, width) = new.dims4()?;
@@ -129,6 +136,14 @@ impl KvCache {
         let Some(held) = &mut layers[layer] else {
             return Ok((k, v));
         };
+        let alike = |values: &[usize]| values.windows(2).all(|pair| pair[0] == pair[1]);
+        if lengths.first() == Some(&k.dim(1)?) && alike(lengths) && alike(offsets) {
+            // One copy for all rows.
+            held.k.slice_set(&k.contiguous()?, 1, offsets[0])?;
+            held.v.slice_set(&v.contiguous()?, 1, offsets[0])?;
+            held.lengths.copy_from_slice(&ends);
+            return Ok((held.k.narrow(1, 0, needed)?, held.v.narrow(1, 0, needed)?));
+        }
         for row in 0..lengths.len() {
             for (into, new) in [(&held.k, &k), (&held.v, &v)] {
                 let new = new.narrow(0, row, 1)?.narrow(1, 0, lengths[row])?.contiguous()?;
@@ -175,6 +190,25 @@ mod tests {
         let (k, _) = cache.extend(0, again.clone(), again, &[1, 1], &[2, 1]).unwrap();
         assert_eq!(held(&k)[0][..3], [1., 2., 9.]);
         assert_eq!(cache.lengths(0), [3, 2]);
+    }
+
+    #[test]
+    fn rows_alike_are_copied_together() {
+        let mut cache = KvCache::with_capacity(100);
+        let first = rows(&[&[1., 2.], &[7., 8.]]);
+        let (k, _) = cache.extend(0, first.clone(), first, &[2, 2], &[0, 0]).unwrap();
+        assert_eq!(held(&k), [[1., 2.], [7., 8.]]);
+        // From a view whose rows are apart.
+        let next = rows(&[&[3., 0., 0.], &[9., 0., 0.]]).narrow(1, 0, 1).unwrap();
+        let (k, v) = cache.extend(0, next.clone(), next, &[1, 1], &[2, 2]).unwrap();
+        assert_eq!(held(&k), [[1., 2., 3.], [7., 8., 9.]]);
+        assert_eq!(held(&v), held(&k));
+        assert_eq!(cache.layer(0).unwrap().k.dim(1).unwrap(), 128);
+        // Behind what is held: it is overwritten from there on.
+        let again = rows(&[&[5.], &[6.]]);
+        let (k, _) = cache.extend(0, again.clone(), again, &[1, 1], &[1, 1]).unwrap();
+        assert_eq!(held(&k), [[1., 5.], [7., 6.]]);
+        assert_eq!(cache.lengths(0), [2, 2]);
     }
 
     #[test]

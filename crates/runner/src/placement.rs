@@ -1,8 +1,10 @@
 //! Where the layers of a model run.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, DeviceLocation, Tensor};
+use kernels::cuda::Outbox;
 
 use crate::{Error, Result};
 
@@ -32,14 +34,20 @@ impl fmt::Display for Placement {
     }
 }
 
+/// Bytes of activations that are under way from devices to main memory before a pass waits for its
+/// sink.
+const UNDER_WAY: usize = 256 << 20;
+
 /// The devices of a model's layers, and the dtype that they compute in.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Home {
     /// The device of each layer.
     layers: Vec<Device>,
     first: Device,
     last: Device,
     dtype: DType,
+    /// Of passes that have ended: the memory of one serves the next.
+    outboxes: Mutex<Vec<Outbox>>,
 }
 
 impl Home {
@@ -58,7 +66,8 @@ impl Home {
         let layers: Vec<Device> =
             shares(&free, n_layers).map(|device| devices[device].clone()).collect();
         let (first, last) = (layers.first().unwrap_or(first), layers.last().unwrap_or(last));
-        Ok(Self { first: first.clone(), last: last.clone(), layers, dtype })
+        let (first, last) = (first.clone(), last.clone());
+        Ok(Self { layers, first, last, dtype, outboxes: Mutex::default() })
     }
 
     pub(crate) fn dtype(&self) -> DType {
@@ -76,6 +85,17 @@ impl Home {
             None if name.contains("embed") || name.contains("wpe") => &self.first,
             None => &self.last,
         }
+    }
+
+    /// What brings activations to main memory, for one pass.
+    pub(crate) fn outbox(&self) -> Outbox {
+        let mut outboxes = self.outboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        outboxes.pop().unwrap_or_else(|| Outbox::new(UNDER_WAY))
+    }
+
+    /// Keeps an outbox, from which all was received, for another pass.
+    pub(crate) fn put_back(&self, outbox: Outbox) {
+        self.outboxes.lock().unwrap_or_else(PoisonError::into_inner).push(outbox);
     }
 
     /// What enters a layer, where the layer is and in the model's dtype.
@@ -127,6 +147,7 @@ mod tests {
             first: Device::Cpu,
             last: Device::Cpu,
             dtype: DType::BF16,
+            outboxes: Mutex::default(),
         };
         assert!(home.of("model.layers.1.mlp.experts.7.w1").is_cpu());
         let odd = Tensor::new(&[1.0f32, 2.0], &Device::Cpu).unwrap();

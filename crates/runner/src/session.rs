@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use hooks::{ActivationSink, Batch, Edit, Edits, HookPoint, Plan, Site};
 
 use crate::cache::KvCache;
-use crate::layers::Pass;
+use crate::layers::{Away, Pass};
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -90,10 +90,16 @@ impl<'m> Session<'m> {
         run.try_for_each(|layer| cache.check(layer, batch, switch))?;
 
         sink.begin(batch)?;
-        let (layers_info, home) = (&self.model.info().layers, self.model.home());
-        let mut pass = Pass::new(layers_info, &self.plan, edits, batch, sink, home);
         if !self.plan.is_empty() || cache.keeps() {
+            let mut outbox = self.model.home().map(|home| (home, home.outbox()));
+            let away = outbox.as_mut().map(|(home, outbox)| Away::new(home, outbox));
+            let infos = &self.model.info().layers;
+            let mut pass = Pass::new(infos, &self.plan, edits, batch, sink, away);
             self.run(input, layers.start..last, cache, &mut pass)?;
+            pass.finish()?;
+            if let Some((home, outbox)) = outbox {
+                home.put_back(outbox);
+            }
         }
         Ok(sink.end_batch()?)
     }

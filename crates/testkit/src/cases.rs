@@ -136,13 +136,15 @@ const PLAIN: Attention = Attention {
 
 const GROUPED: Attention = Attention { heads: 6, kv_heads: 2, ..PLAIN };
 
+const OCTET: Attention = Attention { heads: 8, kv_heads: 1, ..PLAIN };
+
 const CAPPED: Attention = Attention { soft_cap: Some(3.0), sharpness: 2.0, ..PLAIN };
 
 const SMALL_MODEL: Attention =
     Attention { heads: 9, kv_heads: 3, d_head: 64, d_value: 64, bench: true, ..PLAIN };
 
 /// Edges of lanes and tiles, ragged batches, caches, windows, grouped heads, odd
-/// widths, sharp heads, capped scores; then a 135M-parameter model's layer.
+/// widths and those of models, sharp heads, capped scores; then a 135M-parameter model's layer.
 pub const ATTENTION: &[Attention] = &[
     PLAIN,
     Attention { lengths: &[1], ..PLAIN },
@@ -165,8 +167,43 @@ pub const ATTENTION: &[Attention] = &[
     Attention { lengths: &[300], soft_cap: Some(50.0), sharpness: 20.0, ..PLAIN },
     Attention { lengths: &[40, 1, 7], offsets: &[0, 300, 5], soft_cap: Some(2.0), ..GROUPED },
     Attention { lengths: &[400, 3], offsets: &[0, 380], window: Some(64), ..CAPPED },
+    Attention { lengths: &[63, 64, 65], offsets: &[1, 0, 128], d_head: 2, d_value: 2, ..PLAIN },
+    Attention { lengths: &[130], offsets: &[60], d_head: 20, d_value: 20, ..GROUPED },
+    Attention { lengths: &[45, 0, 9], offsets: &[0, 700, 91], d_head: 80, d_value: 80, ..OCTET },
+    Attention { lengths: &[20, 33], offsets: &[110, 0], d_head: 96, d_value: 96, ..GROUPED },
+    Attention { lengths: &[140, 1], offsets: &[3, 77], d_head: 128, d_value: 128, ..GROUPED },
+    Attention { lengths: &[70], offsets: &[9], d_head: 192, d_value: 128, ..PLAIN },
+    Attention { lengths: &[66, 5], offsets: &[0, 40], d_head: 256, d_value: 256, ..CAPPED },
+    Attention { lengths: &[1, 0, 1, 1], offsets: &[900, 5, 0, 63], d_head: 64, ..OCTET },
+    Attention { lengths: &[3, 8], offsets: &[500, 120], window: Some(100), d_head: 128, ..OCTET },
+    Attention { lengths: &[8, 2], offsets: &[333, 0], d_head: 256, d_value: 256, ..CAPPED },
+    Attention { lengths: &[2], offsets: &[1400], d_head: 80, d_value: 80, ..PLAIN },
     Attention { lengths: &[512], ..SMALL_MODEL },
     Attention { lengths: &[2048], ..SMALL_MODEL },
     Attention { lengths: &[2048], soft_cap: Some(50.0), ..SMALL_MODEL },
     Attention { lengths: &[1], offsets: &[2047], ..SMALL_MODEL },
+];
+
+/// Mixtures of experts: tokens, width, width of the hidden layer, experts, how many of them are
+/// chosen (one may be chosen twice). Up to 8 tokens and more; experts with few and with many of
+/// them; widths of whole 16 bytes and others; more routed entries than 8,192.
+pub const MOE: [(usize, usize, usize, usize, usize); 18] = [
+    (0, 8, 8, 4, 2),
+    (1, 1, 1, 1, 1),
+    (1, 33, 17, 5, 3),
+    (1, 64, 64, 8, 2),
+    (3, 72, 40, 4, 2),
+    (7, 520, 24, 2, 1),
+    (8, 40, 72, 3, 16),
+    (9, 1, 1, 1, 1),
+    (9, 33, 17, 8, 2),
+    (9, 16, 48, 2, 16),
+    (33, 200, 136, 4, 2),
+    (40, 24, 16, 512, 16),
+    (50, 64, 64, 8, 2),
+    (70, 40, 70, 2, 2),
+    (300, 136, 72, 3, 1),
+    (130, 33, 65, 2, 1),
+    (600, 8, 8, 16, 16),
+    (560, 8, 8, 512, 16),
 ];

@@ -1,5 +1,5 @@
 // Kernels with a fault each, which the emulation must find, and their sound forms.
-#include "common/device.cuh"
+#include "common/mma.cuh"
 
 // y_i = x_{n - 1 - i} through shared memory; n = blockDim.x.
 template <bool BARRIER> __device__ void turn_round(const float *x, float *y) {
@@ -109,3 +109,63 @@ __device__ __noinline__ float deep(float x, int n) {
 }
 KERNEL(planted_deep)(float *y) { *y = deep(*y, 10000); }
 EXPORT(planted_deep)
+
+// y_i = x_{n - 1 - i} through copies to shared memory; a fault is not to wait for them, or to begin
+// the next one while others still read.
+template <bool WAIT, bool EARLY> __device__ void turn_round_copied(const float *x, float *y) {
+    DYNAMIC_SHARED(float, values);
+    const unsigned i = threadIdx.x;
+    const bool copies = i < blockDim.x / 4;
+    if (copies) {
+        copy_async(values + 4 * i, x + 4 * i, true);
+    }
+    commit();
+    if (WAIT) {
+        wait<0>();
+    }
+    __syncthreads();
+    if (EARLY && copies) {
+        copy_async(values + 4 * i, x, false);
+    }
+    y[i] = values[blockDim.x - 1 - i];
+}
+
+KERNEL(planted_copy)(const float *x, float *y) { turn_round_copied<true, false>(x, y); }
+EXPORT(planted_copy)
+KERNEL(planted_unwaited_copy)(const float *x, float *y) { turn_round_copied<false, false>(x, y); }
+EXPORT(planted_unwaited_copy)
+KERNEL(planted_early_copy)(const float *x, float *y) { turn_round_copied<true, true>(x, y); }
+EXPORT(planted_early_copy)
+
+// Matrices that are not in shared memory, or at no multiple of 16 bytes there.
+KERNEL(planted_matrices_outside)(float *y) {
+    uint32_t registers[4];
+    load_matrices(registers, y, false);
+}
+EXPORT(planted_matrices_outside)
+KERNEL(planted_matrices_misaligned)(float *) {
+    DYNAMIC_SHARED(float, values);
+    uint32_t registers[4];
+    load_matrices(registers, values + 1, false);
+}
+EXPORT(planted_matrices_misaligned)
+
+// Copies with one end at no multiple of 16 bytes, or into global memory.
+KERNEL(planted_copy_outside)(float *y) { copy_async(y, y, true); }
+EXPORT(planted_copy_outside)
+KERNEL(planted_copy_misaligned)(float *y) {
+    DYNAMIC_SHARED(float, values);
+    copy_async(values, y + 1, true);
+}
+EXPORT(planted_copy_misaligned)
+
+// A product without its last lane.
+KERNEL(planted_divergent_product)(float *y) {
+    Accumulator d = {};
+    if (threadIdx.x % WARP != 31) {
+        mma(d, FragmentA<bf16>(), FragmentB<bf16>());
+    }
+    __syncthreads();
+    y[threadIdx.x] = d.values[0];
+}
+EXPORT(planted_divergent_product)

@@ -8,14 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::CudaDType;
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor};
-use cudarc::driver::sys::CUfunction_attribute;
+use candle_core::{
+    CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
+};
+use cudarc::driver::result::memcpy_dtoh_async;
+use cudarc::driver::sys::{CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
-    LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    DevicePtrMut, LaunchConfig, PinnedHostSlice, PushKernelArg, SyncOnDrop,
 };
 use cudarc::nvrtc::Ptx;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::capability::{self, Capability};
 use super::gpu::Gpu;
@@ -132,6 +136,128 @@ pub(super) fn free_bytes(device: &CudaDevice) -> Result<u64> {
     Ok(free as u64)
 }
 
+/// Page-locked memory, and streams that copy to it.
+#[derive(Debug, Default)]
+pub(super) struct Pinned {
+    /// By the device's ordinal.
+    streams: HashMap<usize, Arc<CudaStream>>,
+    spare: Vec<PinnedHostSlice<u8>>,
+}
+
+/// A copy that was begun.
+#[derive(Debug)]
+pub(super) struct PinnedCopy {
+    /// The first to be dropped: what it waits for uses the others.
+    done: Done,
+    buffer: PinnedHostSlice<u8>,
+    source: Tensor,
+}
+
+/// The end of a copy, which is waited for before its memory goes.
+#[derive(Debug)]
+struct Done(CudaEvent);
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        // A device that is lost copies no more; whoever receives is told.
+        let _ = self.0.synchronize();
+    }
+}
+
+impl Pinned {
+    /// Begins to copy a tensor when what its device is doing now is done.
+    pub(super) fn copy(
+        &mut self,
+        op: &'static str,
+        device: &CudaDevice,
+        tensor: &Tensor,
+    ) -> Result<PinnedCopy> {
+        let source = tensor.contiguous().map_err(Error::candle(op))?;
+        let size = source.elem_count() * source.dtype().size_in_bytes();
+        let computing = device.cuda_stream();
+        let context = computing.context();
+        let stream = match self.streams.get(&context.ordinal()) {
+            Some(stream) => stream.clone(),
+            None => {
+                let stream = context.new_stream().map_err(Error::driver(op))?;
+                self.streams.insert(context.ordinal(), stream.clone());
+                stream
+            }
+        };
+        let smallest = (0..self.spare.len())
+            .filter(|&i| self.spare[i].len() >= size)
+            .min_by_key(|&i| self.spare[i].len());
+        let mut buffer = match smallest {
+            Some(i) => self.spare.swap_remove(i),
+            // SAFETY: bytes of any value are `u8`s. Portable, so that any device copies to it;
+            // not write-combined, which would make reading it slow.
+            None => unsafe { context.alloc_pinned_with_flags(size, CU_MEMHOSTALLOC_PORTABLE) }
+                .map_err(Error::driver(op))?,
+        };
+        {
+            let (storage, layout) = source.storage_and_layout();
+            let Storage::Cuda(storage) = &*storage else {
+                let got = format!("{:?}", source.device().location());
+                return Err(Error::Device { op, what: "the tensor", got });
+            };
+            let (pointer, _guard) = read(op, storage, layout, &computing)?;
+            stream.join(&computing).map_err(Error::driver(op))?;
+            let to = buffer.as_mut_slice().map_err(Error::driver(op))?;
+            // SAFETY: the source has `size` bytes from `pointer` on and lives, as the buffer does,
+            // in the `PinnedCopy` until the event below has passed.
+            unsafe { memcpy_dtoh_async(&mut to[..size], pointer, stream.cu_stream()) }
+                .map_err(Error::driver(op))?;
+        }
+        match stream.record_event(None) {
+            Ok(done) => Ok(PinnedCopy { done: Done(done), buffer, source }),
+            Err(error) => {
+                let _ = stream.synchronize();
+                Err(Error::driver(op)(error))
+            }
+        }
+    }
+
+    /// Waits for a copy. Of the memory that is spare then, `limit` bytes are kept.
+    pub(super) fn receive(
+        &mut self,
+        op: &'static str,
+        copy: PinnedCopy,
+        limit: usize,
+    ) -> Result<Tensor> {
+        let PinnedCopy { done, buffer, source } = copy;
+        done.0.synchronize().map_err(Error::driver(op))?;
+        let (dims, dtype) = (source.dims().to_vec(), source.dtype());
+        let size = source.elem_count() * dtype.size_in_bytes();
+        let bytes = &buffer.as_slice().map_err(Error::driver(op))?[..size];
+        let tensor = match dtype {
+            DType::BF16 => {
+                host(bytes, &dims, |pair| bf16::from_bits(u16::from_ne_bytes(pair)).to_f32())
+            }
+            DType::F16 => {
+                host(bytes, &dims, |pair| f16::from_bits(u16::from_ne_bytes(pair)).to_f32())
+            }
+            DType::F32 => host(bytes, &dims, f32::from_ne_bytes),
+            DType::U32 => host(bytes, &dims, u32::from_ne_bytes),
+            other => return Err(Error::range(op, "dtype", STORED, other.as_str())),
+        };
+        self.spare.push(buffer);
+        while self.spare.iter().map(|spare| spare.len()).sum::<usize>() > limit {
+            self.spare.remove(0);
+        }
+        tensor.map_err(Error::candle(op))
+    }
+}
+
+/// A tensor in main memory of numbers of `N` bytes each.
+fn host<const N: usize, T: WithDType>(
+    bytes: &[u8],
+    dims: &[usize],
+    read: impl Fn([u8; N]) -> T + Sync,
+) -> candle_core::Result<Tensor> {
+    let numbers: Vec<T> = bytes.as_chunks::<N>().0.par_iter().map(|number| read(*number)).collect();
+    Tensor::from_vec(numbers, dims, &Device::Cpu)
+}
+
 fn loaded() -> MutexGuard<'static, Option<HashMap<usize, Loaded>>> {
     // What was loaded before a panic is whole.
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -150,6 +276,10 @@ fn with_loaded<R>(
         return f(loaded);
     }
     capability::check(of_device(op, context)?, Capability::BUILT)?;
+    // SAFETY: one stream of a context computes. Another one copies to main memory, waits for the
+    // first by an event of its own, and what it reads lives until it is done (`PinnedCopy`). So the
+    // two events of every allocation, which cost as much as a small launch, order nothing.
+    unsafe { context.disable_event_tracking() };
     let mut modules = HashMap::new();
     for (stem, fatbin) in FATBINS {
         let module = context.load_module(Ptx::from_binary(fatbin.to_vec()));

@@ -20,11 +20,14 @@ use crate::attention::AttentionOptions;
 use crate::{Error, Result};
 
 pub mod activation;
+pub mod attention;
 pub mod capability;
 mod failure;
 pub mod gpu;
 pub mod layer_norm;
 pub mod libraries;
+pub mod moe;
+mod outbox;
 pub mod rms_norm;
 pub mod rotary;
 pub mod router;
@@ -35,6 +38,7 @@ mod upload;
 mod device;
 #[cfg(feature = "cuda")]
 pub use device::{launch, prepare};
+pub use outbox::{Outbox, Parcel};
 pub(crate) use upload::upload;
 
 /// Bytes of the widest access of a thread.

@@ -21,6 +21,8 @@ pub struct AttentionCase<'a> {
     pub window: Option<usize>,
     /// Bound `c` of the scores, `c · tanh(scale · q · k / c)`.
     pub soft_cap: Option<f64>,
+    /// A further score of each head's queries, of a key that has no value: `[head]`.
+    pub sinks: Option<&'a [f32]>,
     /// The statistics' parameters.
     pub summary: SummaryOptions,
 }
@@ -68,8 +70,10 @@ pub fn attention(case: &AttentionCase) -> AttentionValues {
                         Some(cap) => cap * (dot * case.scale / cap).tanh(),
                     };
                 }
-                let max = scores.iter().fold(f64::NEG_INFINITY, |max, &score| max.max(score));
-                let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+                let sink = case.sinks.map(|sinks| f64::from(sinks[head]));
+                let all = || scores.iter().copied().chain(sink);
+                let max = all().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = all().map(|score| (score - max).exp()).sum();
                 let lse = max + sum.ln();
                 out.lse[row] = lse;
                 let statistics = row * Statistic::COUNT;

@@ -2,7 +2,9 @@
 //! the one `machine` or the other, which runs plans.
 
 mod activation;
+mod attention;
 mod layer_norm;
+mod moe;
 mod rms_norm;
 mod rotary;
 mod router;

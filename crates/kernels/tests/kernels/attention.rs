@@ -107,6 +107,7 @@ fn attention_is_the_reference() {
             scale: f64::from(batch.options().scale as f32),
             window: case.window,
             soft_cap: case.soft_cap,
+            sinks: None,
             summary: SUMMARY,
         });
         let largest =

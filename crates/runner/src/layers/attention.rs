@@ -1,15 +1,15 @@
 //! Grouped-query attention.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use hooks::{Activation, HookPoint, LayerInfo, Request, Site};
+use hooks::{Activation, HookPoint, LayerInfo, Site};
 use kernels::attention::{
     AttentionInput, AttentionOptions, AttentionWants, attention, attention_pattern,
     attention_scores,
 };
 
+use super::pass::span;
 use super::{Norm, Outputs, Pass, Projections, Rotary};
 use crate::Result;
 use crate::cache::KvCache;
@@ -117,7 +117,7 @@ impl Attention {
                 continue;
             };
             let heads = request.heads.as_deref().unwrap_or(&[]);
-            let span = span(request, pass);
+            let span = span(request, &pass.lengths, &pass.offsets);
             let q = q.narrow(1, span.start, span.len())?;
             let lengths: Vec<_> = pass
                 .lengths
@@ -142,19 +142,4 @@ impl Attention {
 /// How a layer's scores are formed: from what observers are told of it.
 fn options(layer: &LayerInfo) -> AttentionOptions {
     AttentionOptions { scale: layer.scale, window: layer.window, soft_cap: layer.soft_cap }
-}
-
-/// The shortest run of positions within the rows that holds all wanted ones.
-fn span(request: &Request, pass: &Pass<'_>) -> Range<usize> {
-    let rows = pass.lengths.iter().zip(&pass.offsets);
-    let wanted = rows.flat_map(|(&length, &offset)| {
-        let positions = request.positions.resolve(offset, length);
-        positions.first().copied().zip(positions.last().map(|last| last + 1))
-    });
-    wanted
-        .fold(None, |held: Option<Range<usize>>, (first, end)| match held {
-            None => Some(first..end),
-            Some(held) => Some(held.start.min(first)..held.end.max(end)),
-        })
-        .unwrap_or(0..0)
 }

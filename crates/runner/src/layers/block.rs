@@ -112,7 +112,7 @@ impl Block {
         };
         let mlp = self.second.output(Site::MlpOut, layer, mlp, pass)?;
         let resid = pass.site(Site::ResidPost, layer, (mid + mlp)?)?;
-        pass.sink.end_layer(layer)?;
+        pass.end_layer(layer)?;
         Ok(resid)
     }
 }

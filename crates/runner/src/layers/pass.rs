@@ -1,7 +1,11 @@
 //! One forward pass, as the layers see it.
 
-use candle_core::{DType, Device, Tensor};
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use candle_core::Tensor;
 use hooks::{Activation, ActivationSink, Batch, Edits, HookPoint, LayerInfo, Plan, Request, Site};
+use kernels::cuda::{Outbox, Parcel};
 
 use crate::Result;
 use crate::placement::Home;
@@ -13,8 +17,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) edits: &'a Edits,
     pub(crate) batch: &'a Batch,
     pub(crate) sink: &'a mut dyn ActivationSink,
-    /// Where the layers are, if not on the CPU.
-    pub(crate) home: Option<&'a Home>,
+    /// Where the layers are, and what brings activations from there; `None`: on the CPU.
+    pub(crate) away: Option<Away<'a>>,
     /// Valid tokens of each row.
     pub(crate) lengths: Vec<usize>,
     /// Absolute position of each row's first token.
@@ -28,16 +32,16 @@ impl<'a> Pass<'a> {
         edits: &'a Edits,
         batch: &'a Batch,
         sink: &'a mut dyn ActivationSink,
-        home: Option<&'a Home>,
+        away: Option<Away<'a>>,
     ) -> Self {
         let (lengths, offsets) = (batch.lengths(), batch.offsets());
-        Self { layers, plan, edits, batch, sink, home, lengths, offsets }
+        Self { layers, plan, edits, batch, sink, away, lengths, offsets }
     }
 
     /// What enters a layer, where the layer is; behind the last one, where the final norm is.
     pub(crate) fn bring(&self, layer: usize, resid: Tensor) -> Result<Tensor> {
-        match self.home {
-            Some(home) => home.bring(layer, resid),
+        match &self.away {
+            Some(away) => away.home.bring(layer, resid),
             None => Ok(resid),
         }
     }
@@ -75,13 +79,119 @@ impl<'a> Pass<'a> {
         self.point(HookPoint::layer(site, layer), tensor)
     }
 
-    /// Hands an activation to the sink: in main memory, floats in `f32`.
+    /// Hands an activation to the sink, in main memory, floats in `f32`: at once from the CPU, from
+    /// a device when it has come and those before it are handed over.
     pub(crate) fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> Result<()> {
-        if self.home.is_none() {
+        let Some(away) = &mut self.away else {
             return Ok(self.sink.record(point, activation)?);
+        };
+        let owned = Owned::of(point, activation, self.plan)?;
+        while !away.outbox.has_room(&owned.tensor) {
+            away.hand_over(self.batch, self.sink)?;
         }
-        let host = activation.tensor.to_device(&Device::Cpu)?;
-        let host = if host.dtype().is_float() { host.to_dtype(DType::F32)? } else { host };
-        Ok(self.sink.record(point, &Activation { tensor: &host, ..*activation })?)
+        let parcel = away.outbox.send(&owned.tensor)?;
+        let Owned { heads, positions, .. } = owned;
+        away.queue.push_back(Event::Record { point, parcel, heads, positions });
+        Ok(())
     }
+
+    /// Tells the sink that a layer is complete.
+    pub(crate) fn end_layer(&mut self, layer: usize) -> Result<()> {
+        match &mut self.away {
+            Some(away) => {
+                away.queue.push_back(Event::EndLayer(layer));
+                Ok(())
+            }
+            None => Ok(self.sink.end_layer(layer)?),
+        }
+    }
+
+    /// Hands over all that is under way.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        if let Some(away) = &mut self.away {
+            while !away.queue.is_empty() {
+                away.hand_over(self.batch, self.sink)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A pass on devices: the computation goes on while activations come to main memory. When so many
+/// are under way that the outbox is full, it waits for the sink.
+pub(crate) struct Away<'a> {
+    home: &'a Home,
+    outbox: &'a mut Outbox,
+    /// What the sink will be told, in this order.
+    queue: VecDeque<Event>,
+}
+
+enum Event {
+    Record {
+        point: HookPoint,
+        parcel: Parcel,
+        heads: Option<Vec<usize>>,
+        positions: Option<Vec<Vec<usize>>>,
+    },
+    EndLayer(usize),
+}
+
+impl<'a> Away<'a> {
+    pub(crate) fn new(home: &'a Home, outbox: &'a mut Outbox) -> Self {
+        Self { home, outbox, queue: VecDeque::new() }
+    }
+
+    /// Tells the sink the next event, which must have come for that.
+    fn hand_over(&mut self, batch: &Batch, sink: &mut dyn ActivationSink) -> Result<()> {
+        match self.queue.pop_front() {
+            None => Ok(()),
+            Some(Event::EndLayer(layer)) => Ok(sink.end_layer(layer)?),
+            Some(Event::Record { point, parcel, heads, positions }) => {
+                let tensor = self.outbox.receive(parcel)?;
+                let (heads, positions) = (heads.as_deref(), positions.as_deref());
+                let activation = Activation { tensor: &tensor, heads, positions, batch };
+                Ok(sink.record(point, &activation)?)
+            }
+        }
+    }
+}
+
+/// An activation that is kept until it can be handed over.
+struct Owned {
+    tensor: Tensor,
+    heads: Option<Vec<usize>>,
+    positions: Option<Vec<Vec<usize>>>,
+}
+
+impl Owned {
+    /// An activation at the positions from the first wanted one to the last.
+    fn of(point: HookPoint, activation: &Activation<'_>, plan: &Plan) -> Result<Self> {
+        let (batch, heads) = (activation.batch, activation.heads.map(<[_]>::to_vec));
+        let mut positions = activation.positions.map(<[_]>::to_vec);
+        let mut tensor = activation.tensor.clone();
+        if let (None, Some(axis), Some(request)) =
+            (&positions, point.site().position_axis(), plan.wants(point))
+        {
+            let span = span(request, &batch.lengths(), &batch.offsets());
+            if !span.is_empty() && span.len() < tensor.dim(axis + 1)? {
+                tensor = tensor.narrow(axis + 1, span.start, span.len())?;
+                positions = Some(vec![span.collect(); batch.rows().len()]);
+            }
+        }
+        Ok(Self { tensor, heads, positions })
+    }
+}
+
+/// The shortest run of positions within the rows that holds all wanted ones.
+pub(crate) fn span(request: &Request, lengths: &[usize], offsets: &[usize]) -> Range<usize> {
+    let wanted = lengths.iter().zip(offsets).flat_map(|(&length, &offset)| {
+        let positions = request.positions.resolve(offset, length);
+        positions.first().copied().zip(positions.last().map(|last| last + 1))
+    });
+    wanted
+        .fold(None, |held: Option<Range<usize>>, (first, end)| match held {
+            None => Some(first..end),
+            Some(held) => Some(held.start.min(first)..held.end.max(end)),
+        })
+        .unwrap_or(0..0)
 }
