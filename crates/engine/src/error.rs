@@ -526,9 +526,12 @@ pub enum Error {
         /// The word.
         text: String,
     },
-    /// A GPU that is not there, cannot be used, or was lost.
+    /// A GPU that is not there or cannot be used.
     #[error(transparent)]
     Gpu(Box<kernels::Error>),
+    /// A GPU that failed while it was used.
+    #[error("{0}; what was finished is kept, and the same command goes on after it")]
+    GpuLost(Box<kernels::Error>),
     /// The memory of a GPU is full.
     #[error(
         "{0}; what was finished is kept; go on with --graph recomputed or fewer hook points, cut prompts with --max-tokens, or name another gpu with --device"
@@ -567,6 +570,7 @@ impl From<kernels::Error> for Error {
     fn from(error: kernels::Error) -> Self {
         match error {
             kernels::Error::OutOfMemory { .. } => Self::GpuMemory(Box::new(error)),
+            kernels::Error::Lost { .. } => Self::GpuLost(Box::new(error)),
             error => Self::Gpu(Box::new(error)),
         }
     }
@@ -645,7 +649,7 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Runner(error) => error.fault(),
-            Self::Gpu(_) | Self::GpuMemory(_) => Fault::Device,
+            Self::Gpu(_) | Self::GpuLost(_) | Self::GpuMemory(_) => Fault::Device,
             Self::NotFinite { .. }
             | Self::NoTokenizer
             | Self::Read { .. }
@@ -699,5 +703,49 @@ fn store_fault(error: &store::Error) -> Fault {
         | E::Parquet { .. }
         | E::Halted { .. } => Fault::Model,
         _ => Fault::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_at_fault_by_whatever_way_its_error_comes() {
+        let of = |code| kernels::Error::of_code("matmul", code).unwrap();
+        let by_layer = |source| analysis::Error::Kernel { layer: 1, request: 2, source };
+        for code in [2, 100, 719, 803] {
+            let ways: [Error; 4] = [
+                of(code).into(),
+                runner::Error::from(of(code)).into(),
+                by_layer(of(code)).into(),
+                hooks::Error::sink(by_layer(of(code))).into(),
+            ];
+            for error in ways {
+                assert_eq!(error.fault(), Fault::Device, "{error:?}");
+                assert_eq!(
+                    error.to_string().contains("what was finished is kept"),
+                    code != 100 && code != 803
+                );
+                assert_eq!(error.to_string().contains("--max-tokens"), code == 2, "{error}");
+            }
+        }
+        // candle's own words for a build without CUDA.
+        let plain = || candle_core::Error::NotCompiledWithCudaSupport;
+        for error in [
+            Error::from(plain()),
+            runner::Error::from(plain()).into(),
+            hooks::Error::Tensor(plain()).into(),
+        ] {
+            assert!(
+                matches!(&error, Error::Gpu(inner) if matches!(**inner, kernels::Error::NoCuda))
+            );
+        }
+        // What was asked of an operation is no device's fault.
+        let shape = kernels::Error::Quantization {
+            op: "matmul",
+            format: candle_core::quantized::GgmlDType::F32,
+        };
+        assert_eq!(Error::from(by_layer(shape)).fault(), Fault::Internal);
     }
 }

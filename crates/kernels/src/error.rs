@@ -158,9 +158,7 @@ pub enum Error {
         free: Option<(u64, u64)>,
     },
     /// A GPU that failed, and with it everything on it.
-    #[error(
-        "{op}: the gpu was lost: {name}, code {code}; the system's log says more under `Xid`; start again, on another gpu if it stays"
-    )]
+    #[error("{op}: the gpu was lost: {name}, code {code}; the system's log says more under `Xid`")]
     Lost {
         /// The operation at which it showed; the cause may be an earlier one.
         op: &'static str,
