@@ -24,6 +24,7 @@
 #![allow(unsafe_code)]
 
 mod block;
+mod device;
 mod graph;
 mod keys;
 mod pattern;
@@ -33,6 +34,7 @@ use candle_core::Tensor;
 use hooks::{Statistic, SummaryOptions};
 use rayon::prelude::*;
 
+use crate::cuda;
 use crate::math::tanh;
 use crate::panels::WIDTH;
 use crate::product::{Output, fill};
@@ -165,6 +167,9 @@ pub fn attention(
     options: &AttentionOptions,
     wants: &AttentionWants,
 ) -> Result<AttentionOutput> {
+    if let Some(machine) = cuda::machine(input.q) {
+        return device::attention(machine, input, options, wants);
+    }
     let heads = Heads::new(input, options)?;
     let Heads { b, t, h, dv, .. } = heads;
     let size = tensor::size(OP, "z", &[b, t, h, dv])?;
@@ -208,6 +213,26 @@ pub fn attention(
             None => None,
         },
     })
+}
+
+/// Whether the rows of `b` prompts, of `t` queries and `s` keys at most, are there.
+fn check_rows([b, t, s]: [usize; 3], lengths: &[usize], offsets: &[usize]) -> Result<()> {
+    for (what, values) in [("lengths", lengths), ("offsets", offsets)] {
+        if values.len() != b {
+            return Err(Error::shape(OP, what, format!("[{b}]"), &[values.len()]));
+        }
+    }
+    for (&length, &offset) in lengths.iter().zip(offsets) {
+        if length > t {
+            return Err(Error::range(OP, "length", format!("at most {t} queries"), length));
+        }
+        let end = offset.saturating_add(length);
+        if end > s.min(i32::MAX as usize) {
+            let expected = format!("at most {s}, the number of keys");
+            return Err(Error::range(OP, "offset + length", expected, end));
+        }
+    }
+    Ok(())
 }
 
 /// The checked arguments of an attention operation.
@@ -295,21 +320,7 @@ impl<'a> Heads<'a> {
             return Err(Error::shape(OP, "k", expected, k.dims()));
         }
         let (lengths, offsets) = (input.lengths, input.offsets);
-        for (what, values) in [("lengths", lengths), ("offsets", offsets)] {
-            if values.len() != b {
-                return Err(Error::shape(OP, what, format!("[{b}]"), &[values.len()]));
-            }
-        }
-        for (&length, &offset) in lengths.iter().zip(offsets) {
-            if length > t {
-                return Err(Error::range(OP, "length", format!("at most {t} queries"), length));
-            }
-            let end = offset.saturating_add(length);
-            if end > s.min(i32::MAX as usize) {
-                let expected = format!("at most {s}, the number of keys");
-                return Err(Error::range(OP, "offset + length", expected, end));
-            }
-        }
+        check_rows([b, t, s], lengths, offsets)?;
         options.check(OP)?;
         let window = options.window.unwrap_or(usize::MAX).min(i32::MAX as usize) as i32;
         let scale = options.scale as f32;

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::activation::{ActivationFunction, gated};
+use crate::cuda;
 use crate::linear::{Linear, Packed};
 use crate::product::{Output, fill};
 use crate::router::Routing;
@@ -130,9 +131,12 @@ pub fn moe(
     experts: &Experts,
     f: ActivationFunction,
 ) -> Result<Tensor> {
-    let (gate_up, down) = match &experts.weights {
-        Weights::Packed { gate_up, down } => (gate_up, down),
-        Weights::Placed { gate_up, .. } => {
+    let (gate_up, down) = match (&experts.weights, cuda::machine(x)) {
+        (Weights::Packed { gate_up, down }, _) => (gate_up, down),
+        (Weights::Placed { gate_up, down }, Some(machine)) => {
+            return cuda::moe::moe(machine, x, routing, gate_up, down, f);
+        }
+        (Weights::Placed { gate_up, .. }, None) => {
             let got = format!("{:?}", gate_up.device().location());
             return Err(Error::Device { op: OP, what: "an expert", got });
         }

@@ -59,7 +59,9 @@ fn check(golden: &Golden, model: &Model, request: u64, cache: &ActivationCache) 
 
 #[test]
 fn layers_on_two_devices_agree_with_transformers() {
-    for golden in Golden::all() {
+    // Experts on devices have kernels alone.
+    let others = |golden: &Golden| !golden.name.starts_with("mixtral");
+    for golden in Golden::all().into_iter().filter(others) {
         let model = placed(&golden, WeightDtype::F32, 2);
         for &request in golden.prompts.keys() {
             check(&golden, &model, request, &run(&model, &golden, request));

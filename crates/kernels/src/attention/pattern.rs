@@ -6,7 +6,8 @@ use candle_core::Tensor;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{AttentionInput, AttentionOptions, Heads};
+use super::{AttentionInput, AttentionOptions, Heads, device};
+use crate::cuda;
 use crate::math::exp;
 use crate::panels::{Lanes, Panels, WIDTH};
 use crate::product::{Left, Output, fill, pack_rows, packed_len, tile, tile_rows};
@@ -31,6 +32,9 @@ pub fn attention_scores(
     options: &AttentionOptions,
     heads: &[usize],
 ) -> Result<Tensor> {
+    if let Some(machine) = cuda::machine(input.q) {
+        return device::scores(machine, input, options, heads);
+    }
     matrices("attention_scores", input, options, heads, Form::Scores)
 }
 
@@ -54,6 +58,9 @@ pub fn attention_pattern(
     options: &AttentionOptions,
     heads: &[usize],
 ) -> Result<Tensor> {
+    if let Some(machine) = cuda::machine(input.q) {
+        return device::pattern(machine, input, options, heads);
+    }
     matrices("attention_pattern", input, options, heads, Form::Pattern)
 }
 

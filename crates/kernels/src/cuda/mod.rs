@@ -21,6 +21,8 @@ use crate::{Error, Result};
 
 pub mod activation;
 pub mod attention;
+pub mod attention_pattern;
+pub mod attention_summary;
 pub mod capability;
 mod failure;
 pub mod gpu;

@@ -3,8 +3,11 @@
 
 mod activation;
 mod attention;
+mod attention_pattern;
+mod attention_summary;
 mod layer_norm;
 mod moe;
+mod queries;
 mod rms_norm;
 mod rotary;
 mod router;
