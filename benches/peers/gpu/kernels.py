@@ -36,6 +36,25 @@ def attention(q, k, v, lengths, offsets, numbers):
     return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True)
 
 
+def weights_of(q, k):
+    """The pattern [batch, head, query_pos, key_pos] as eager attention makes it."""
+    q, k = q.transpose(1, 2), k.transpose(1, 2).repeat_interleave(q.shape[2] // k.shape[2], 1)
+    scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
+    later = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(1)
+    return F.softmax(scores.masked_fill_(later, -torch.inf), dim=-1, dtype=torch.float32)
+
+
+def attention_pattern(q, k, lengths, offsets, lse, heads, numbers):
+    return weights_of(q[:, :, :1], k[:, :, :1])
+
+
+def attention_summary(q, k, lengths, offsets, lse, boundaries, numbers):
+    # Some of the statistics, from the whole pattern, which is what there is without a kernel for them.
+    p = weights_of(q, k)
+    entropy = torch.special.entr(p).sum(-1)
+    return entropy, p.amax(-1), p[..., 0], p.sum(-2), p.diagonal(dim1=-2, dim2=-1)
+
+
 def moe(x, logits, gate_up, down, numbers):
     # As transformers' eager experts: one after the other, each on its tokens.
     _, indices, weights = router(logits, numbers)
@@ -57,6 +76,8 @@ PEERS = {
     "softmax": lambda x, numbers: F.softmax(x, dim=-1),
     "router": router,
     "attention": attention,
+    "attention_pattern": attention_pattern,
+    "attention_summary": attention_summary,
     "moe": moe,
 }
 

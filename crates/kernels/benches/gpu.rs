@@ -19,9 +19,12 @@ use std::io::BufRead;
 
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::sys::CUevent_flags;
+use hooks::SummaryOptions;
 use kernels::Result;
 use kernels::activation::ActivationFunction::Silu;
 use kernels::attention::AttentionOptions;
+use kernels::cuda::attention_pattern::{QueriesAndKeys, attention_pattern};
+use kernels::cuda::attention_summary::attention_summary;
 use kernels::cuda::{self, Call, Machine, Plan};
 use kernels::cuda::{activation, attention, layer_norm, moe, rms_norm, rotary, router, softmax};
 use kernels::router::Selection::SoftmaxTopK;
@@ -85,6 +88,15 @@ const DECODE: Inputs = &[
     (U32, &[8]),
     (U32, &[8]),
 ];
+/// Queries, keys, valid queries and keys before them, log-sum-exp, and boundaries or heads.
+const OBSERVED: Inputs = &[
+    (BF16, &[1, 8192, 32, 128]),
+    (BF16, &[1, 8192, 8, 128]),
+    (U32, &[1]),
+    (U32, &[1]),
+    (F32, &[1, 32, 8192]),
+    (U32, &[1]),
+];
 /// Tokens, router logits, and the experts of a layer of Mixtral-8x7B.
 const MIXTURE: Inputs = &[
     (BF16, &[8192, 4096]),
@@ -120,6 +132,9 @@ const CASES: &[Case] = &[
     case("attention", PREFILL, &[1024, 0], attended).flops(2.0 * 8.0 * 1024.0 * 1025.0 * 4096.0),
     case("attention", LONG, &[8192, 0], attended).flops(2.0 * 8192.0 * 8193.0 * 4096.0),
     case("attention", DECODE, &[1, 8191], attended),
+    // Products with keys.
+    case("attention_summary", OBSERVED, &[8192, 0, 0], summarised).flops(8192.0 * 8193.0 * 4096.0),
+    case("attention_pattern", OBSERVED, &[8192, 0, 0], observed),
     case("moe", MIXTURE, &[2], mixed).flops(8192.0 * 2.0 * EXPERT_BYTES as f64),
     case("moe", MIXTURE_OF_ONE, &[2], mixed).unread(6 * EXPERT_BYTES),
 ];
@@ -127,9 +142,25 @@ const CASES: &[Case] = &[
 fn attended(machine: Machine, x: &[Tensor], _: &[usize]) -> Result<Vec<Tensor>> {
     let [q, k, v, lengths, offsets] = x else { unreachable!() };
     let input = attention::Input { q, k, v, lengths, offsets, sinks: None };
-    let options = AttentionOptions { scale: 128f64.powf(-0.5), window: None, soft_cap: None };
-    let output = attention::attention(machine, &input, &options)?;
+    let output = attention::attention(machine, &input, &options())?;
     Ok(vec![output.z, output.lse])
+}
+
+fn summarised(machine: Machine, x: &[Tensor], _: &[usize]) -> Result<Vec<Tensor>> {
+    let [q, k, lengths, offsets, lse, boundaries] = x else { unreachable!() };
+    let input = QueriesAndKeys { q, k, lengths, offsets };
+    let window = SummaryOptions::default().window;
+    Ok(vec![attention_summary(machine, input, &options(), lse, window, boundaries)?])
+}
+
+fn observed(machine: Machine, x: &[Tensor], _: &[usize]) -> Result<Vec<Tensor>> {
+    let [q, k, lengths, offsets, lse, heads] = x else { unreachable!() };
+    let input = QueriesAndKeys { q, k, lengths, offsets };
+    Ok(vec![attention_pattern(machine, input, &options(), heads, lse)?])
+}
+
+fn options() -> AttentionOptions {
+    AttentionOptions { scale: 128f64.powf(-0.5), window: None, soft_cap: None }
 }
 
 /// The router is a part of it.
