@@ -262,6 +262,31 @@ fn the_doctor_answers() {
     assert!(text.contains("threads") && text.contains("mixtral"), "{text}");
     let one = run(["doctor", "--threads", "1", "--json"]).code(0).json();
     assert_eq!(one["threads"], 1);
+    // Each library is there, or what to do about it is.
+    for library in one["cuda"]["libraries"].as_array().unwrap() {
+        assert_eq!(library["missing"].is_null(), library["cure"].is_null(), "{library}");
+        assert!(text.contains(library["file"].as_str().unwrap()), "{text}");
+    }
+}
+
+#[test]
+fn devices_are_chosen_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let on = |device: &str| {
+        let words = ["routing", "--quiet", "--model", "tiny-mixtral", "--prompt", "1 + 2 = 3"];
+        run(paths(words).chain(paths(["--device", device, "--out"])).chain([out.clone().into()]))
+    };
+    on("gpu").code(2);
+    // A build without CUDA, or a machine without so many GPUs.
+    let stderr = on("cuda:1023").code(4).stderr;
+    if run(["doctor", "--json"]).code(0).json()["cuda"]["built_for"].is_null() {
+        assert!(stderr.contains("this build has no CUDA"), "{stderr}");
+        assert!(stderr.contains("--device cpu"), "{stderr}");
+        on("auto").code(0);
+    }
+    assert!(!stderr.is_empty());
+    on("cpu").code(0);
 }
 
 #[test]

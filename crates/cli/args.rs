@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine::{Date, Grid, Positions, Selection};
+use engine::{Date, DeviceChoice, Grid, Positions, Selection};
 
 /// Opens up transformers while they run: captures attention and router
 /// activations at named hook points and measures them.
@@ -135,26 +135,26 @@ pub struct ModelArgs {
     /// A model folder, a .gguf file, a built-in name (tiny-mixtral), or a hub id (org/name, org/name@revision, org/name:file.gguf).
     #[arg(long, value_name = "MODEL")]
     pub model: String,
-    /// Where to run.
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    pub device: Device,
-    /// Weights in memory: as the file has them, or all in f32 (faster, larger, the same results).
+    /// Where to run: auto (the GPU with the most free memory, else the CPU), cpu, cuda, cuda:N, or
+    /// several as cuda:0,cuda:1.
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Best)]
+    pub device: DeviceChoice,
+    /// Weights in memory. On the CPU models compute in f32 whatever their weights are; f32 is faster
+    /// and larger than quantized weights, and gives the same results.
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-pub enum Device {
-    /// The CPU.
-    Cpu,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 pub enum Dtype {
-    /// f32, but quantized weights stay quantized.
+    /// f32 on the CPU, bf16 on a GPU, but quantized weights stay quantized.
     Auto,
     /// f32; quantized weights are dequantized once.
     F32,
+    /// bfloat16, on a GPU.
+    Bf16,
+    /// IEEE half precision, on a GPU.
+    F16,
 }
 
 /// What the model is run on.

@@ -101,12 +101,12 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     args::Stored::Bf16 => StoredType::BF16,
                 },
             };
-            run(shared, Job { capture: Some(options), ..job(&capture.run) })
+            run(shared, Job { capture: Some(options), ..job(&capture.run)? })
         }
         Command::Spectral(spectral) => {
             if let Some(from) = &spectral.verdicts.score_only {
                 let mut meter = Meter::new(shared.quiet);
-                return emit(shared, &engine::score(job(&spectral.run), from, &mut meter)?);
+                return emit(shared, &engine::score(job(&spectral.run)?, from, &mut meter)?);
             }
             let options = SpectralOptions {
                 presets: spectral
@@ -152,10 +152,10 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                 groups: spectral.verdicts.groups.clone(),
                 positive: spectral.verdicts.positive.clone(),
             });
-            run(shared, Job { spectral: Some(options), labels, ..job(&spectral.run) })
+            run(shared, Job { spectral: Some(options), labels, ..job(&spectral.run)? })
         }
         Command::Routing(routing) => {
-            run(shared, Job { routing: Some(routing.run.layers.clone()), ..job(&routing.run) })
+            run(shared, Job { routing: Some(routing.run.layers.clone()), ..job(&routing.run)? })
         }
         Command::Show(show) => {
             if let Some(functional) = show.functional {
@@ -277,19 +277,19 @@ fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
 }
 
 /// A job that measures nothing yet.
-fn job(args: &RunArgs) -> Job {
+fn job(args: &RunArgs) -> anyhow::Result<Job> {
     let prompts = &args.prompts;
     let source =
         prompt_source(&prompts.prompt, prompts.prompts.as_deref(), prompts.token_ids.as_deref());
-    Job {
+    Ok(Job {
         model: ModelChoice {
             model: args.model.model.clone(),
-            placement: match args.model.device {
-                args::Device::Cpu => engine::Placement::Cpu,
-            },
+            placement: args.model.device.open()?,
             dtype: match args.model.dtype {
                 args::Dtype::Auto => WeightDtype::AsStored,
                 args::Dtype::F32 => WeightDtype::F32,
+                args::Dtype::Bf16 => WeightDtype::Bf16,
+                args::Dtype::F16 => WeightDtype::F16,
             },
         },
         prompts: source,
@@ -308,7 +308,7 @@ fn job(args: &RunArgs) -> Job {
         labels: None,
         out: args.out.clone(),
         command: words(),
-    }
+    })
 }
 
 /// The command line; a path in it need not be Unicode.

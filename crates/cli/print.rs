@@ -4,9 +4,9 @@ use std::io::{Result, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use engine::{
-    ChatTemplate, Check, Contents, Demo, Divergence, Doctor, Explained, Families, FunctionalMean,
-    FunctionalValues, Measured, Outcome, Report, RoutingSummary, Rows, Shown, Sizes,
-    SpectralSummary, TensorValues, Windows, human,
+    ChatTemplate, Check, Contents, Cuda, Demo, Divergence, Doctor, Explained, Families,
+    FunctionalMean, FunctionalValues, Measured, Outcome, Report, RoutingSummary, Rows, Shown,
+    Sizes, SpectralSummary, TensorValues, Windows, human,
 };
 use serde_json::Value;
 
@@ -576,11 +576,7 @@ impl Print for Explained {
             });
             let head = ["device", "weights as", "weights", "cache", "activations", "in all"];
             writeln!(out, "{}", table(&head, uses))?;
-            writeln!(
-                out,
-                "all logits, where wanted: {} more; this build runs on the CPU",
-                human::bytes(memory.all_logits)
-            )?;
+            writeln!(out, "all logits, where wanted: {} more", human::bytes(memory.all_logits))?;
         }
         if !self.hook_points.is_empty() {
             let points = self.hook_points.iter().map(|point| {
@@ -646,9 +642,35 @@ impl Print for Doctor {
         for (name, value) in rows {
             writeln!(out, "{name:<24}{value}")?;
         }
+        print_cuda(&self.cuda, out)?;
         for (name, about) in &self.analyses {
             writeln!(out, "{:<24}{about}", format!("analysis {name}"))?;
         }
         Ok(())
     }
+}
+
+/// What there is for a run on a GPU, and what is missing, with its cure.
+fn print_cuda(cuda: &Cuda, out: &mut dyn Write) -> Result<()> {
+    let built = cuda.built_for.as_ref().map_or_else(
+        || "not in this build; what one with CUDA would need here:".to_owned(),
+        |capability| format!("built for GPUs of compute capability {capability}"),
+    );
+    writeln!(out, "{:<24}{built}", "cuda")?;
+    let driver = cuda.driver.as_deref().unwrap_or("none");
+    writeln!(out, "{:<24}{driver}", "  newest of the driver")?;
+    for library in &cuda.libraries {
+        let state = match (&library.missing, library.cure) {
+            (Some(missing), cure) => format!("{missing}; {}", cure.unwrap_or_default()),
+            (None, _) => "found".to_owned(),
+        };
+        writeln!(out, "{:<24}{state}", format!("  {}", library.file))?;
+    }
+    for gpu in &cuda.gpus {
+        let memory = format!("{} of {} free", human::bytes(gpu.free), human::bytes(gpu.total));
+        let other = if gpu.fits { "" } else { ", which this build is not for" };
+        let state = format!("{}, capability {}{other}, {memory}", gpu.name, gpu.capability);
+        writeln!(out, "{:<24}{state}", format!("  {}", gpu.device))?;
+    }
+    cuda.refusal.iter().try_for_each(|refusal| writeln!(out, "{:<24}{refusal}", "  gpus"))
 }

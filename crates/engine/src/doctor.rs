@@ -1,5 +1,6 @@
 //! What this machine and this build can do.
 
+use kernels::cuda::{gpu, libraries};
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -19,8 +20,10 @@ pub struct Doctor {
     pub simd: Vec<&'static str>,
     /// Memory of the machine in bytes: in all, and available.
     pub memory: Option<(u64, u64)>,
-    /// Devices that this build runs models on.
-    pub devices: Vec<&'static str>,
+    /// Devices that runs can be told to use.
+    pub devices: Vec<String>,
+    /// GPUs, and what stands between them and this machine.
+    pub cuda: Cuda,
     /// `model_type`s that can be loaded.
     pub families: Vec<&'static str>,
     /// Analyses, with what they measure.
@@ -29,8 +32,53 @@ pub struct Doctor {
     pub built_in_model: bool,
 }
 
+/// What a run on a GPU needs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cuda {
+    /// Compute capability of the GPUs that this build is for; `None` if it has no CUDA.
+    pub built_for: Option<String>,
+    /// The newest CUDA that the driver knows; `None` without a driver.
+    pub driver: Option<String>,
+    /// What a build with CUDA needs before it can start.
+    pub libraries: Vec<LibraryState>,
+    /// The GPUs that the driver shows to this build.
+    pub gpus: Vec<GpuState>,
+    /// Why there are none.
+    pub refusal: Option<String>,
+}
+
+/// A library that a build with CUDA needs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LibraryState {
+    /// The name that the loader looks for.
+    pub file: &'static str,
+    /// Why the loader cannot have it; `None` if it can.
+    pub missing: Option<String>,
+    /// What to do about it.
+    pub cure: Option<&'static str>,
+}
+
+/// A GPU.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GpuState {
+    /// What `--device` calls it.
+    pub device: String,
+    /// Its maker's name for it.
+    pub name: String,
+    /// Its compute capability.
+    pub capability: String,
+    /// Whether this build has code for it.
+    pub fits: bool,
+    /// Free memory in bytes.
+    pub free: u64,
+    /// All of its memory in bytes.
+    pub total: u64,
+}
+
 /// Looks at the machine.
 pub fn doctor() -> Doctor {
+    let cuda = cuda();
+    let usable = cuda.gpus.iter().filter(|gpu| gpu.fits).map(|gpu| gpu.device.clone());
     Doctor {
         version: env!("CARGO_PKG_VERSION"),
         platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -38,11 +86,40 @@ pub fn doctor() -> Doctor {
         cores: std::thread::available_parallelism().ok().map(usize::from),
         simd: simd(),
         memory: memory(),
-        devices: vec!["cpu"],
+        devices: std::iter::once("cpu".to_owned()).chain(usable).collect(),
+        cuda,
         families: crate::families().families,
         analyses: analysis::ANALYSES.iter().map(|a| (a.name, a.about)).collect(),
         built_in_model: crate::explain("tiny-mixtral", None, &mut crate::Silent)
             .is_ok_and(|explained| explained.refusal.is_none()),
+    }
+}
+
+fn cuda() -> Cuda {
+    let library = |needed: &libraries::Needed| {
+        let missing = needed.find().err();
+        let cure = missing.as_ref().map(|_| needed.from.cure());
+        LibraryState { file: needed.file, missing, cure }
+    };
+    let (gpus, refusal) = match gpu::gpus() {
+        Ok(gpus) => (gpus, None),
+        Err(kernels::Error::NoCuda) => (Vec::new(), None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let state = |gpu: gpu::Gpu| GpuState {
+        device: format!("cuda:{}", gpu.ordinal),
+        capability: gpu.capability.to_string(),
+        fits: gpu.fits(),
+        free: gpu.free,
+        total: gpu.total,
+        name: gpu.name,
+    };
+    Cuda {
+        built_for: gpu::built_for().map(|capability| capability.to_string()),
+        driver: libraries::driver().map(|(major, minor)| format!("{major}.{minor}")),
+        libraries: libraries::NEEDED.iter().map(library).collect(),
+        gpus: gpus.into_iter().map(state).collect(),
+        refusal,
     }
 }
 

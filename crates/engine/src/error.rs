@@ -520,6 +520,23 @@ pub enum Error {
     /// The prompts that come with the program cannot be read.
     #[error("the built-in derivations cannot be read: {0}")]
     BuiltInPrompts(serde_json::Error),
+    /// A word that names no device.
+    #[error("`{text}` is no device; expected auto, cpu, cuda, cuda:1, or several as cuda:0,cuda:1")]
+    DeviceName {
+        /// The word.
+        text: String,
+    },
+    /// A GPU that is not there or cannot be used.
+    #[error(transparent)]
+    Gpu(Box<kernels::Error>),
+    /// A GPU that failed while it was used.
+    #[error("{0}; what was finished is kept, and the same command goes on after it")]
+    GpuLost(Box<kernels::Error>),
+    /// The memory of a GPU is full.
+    #[error(
+        "{0}; what was finished is kept; go on with --graph recomputed or fewer hook points, cut prompts with --max-tokens, or name another gpu with --device"
+    )]
+    GpuMemory(Box<kernels::Error>),
     /// Naming, planning or handing over activations failed.
     #[error(transparent)]
     Hooks(hooks::Error),
@@ -534,7 +551,7 @@ pub enum Error {
     Store(Box<store::Error>),
     /// A tensor operation failed.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
 }
 
 fn quoted(values: &[String; 2]) -> String {
@@ -548,9 +565,27 @@ impl From<analysis::verdict::Unfit> for Error {
     }
 }
 
+/// An error of a device: what else a numeric operation refuses reaches this crate as its caller's.
+impl From<kernels::Error> for Error {
+    fn from(error: kernels::Error) -> Self {
+        match error {
+            kernels::Error::OutOfMemory { .. } => Self::GpuMemory(Box::new(error)),
+            kernels::Error::Lost { .. } => Self::GpuLost(Box::new(error)),
+            error => Self::Gpu(Box::new(error)),
+        }
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        kernels::Error::of_device("a tensor operation", error).map_or_else(Self::Tensor, Self::from)
+    }
+}
+
 impl From<runner::Error> for Error {
     fn from(error: runner::Error) -> Self {
         match error {
+            runner::Error::Kernel(error) if error.is_of_device() => error.into(),
             runner::Error::Hooks(error) => error.into(),
             runner::Error::ChatDate { path } => Self::ChatDate { path },
             error => Self::Runner(Box::new(error)),
@@ -560,7 +595,17 @@ impl From<runner::Error> for Error {
 
 impl From<analysis::Error> for Error {
     fn from(error: analysis::Error) -> Self {
-        Self::Analysis(Box::new(error))
+        use analysis::Error as E;
+        match error {
+            E::Kernel { source, .. } if source.is_of_device() => source.into(),
+            E::Tensor { point, request, source } => {
+                match kernels::Error::of_device("reading a captured tensor", source) {
+                    Ok(error) => error.into(),
+                    Err(source) => Self::Analysis(Box::new(E::Tensor { point, request, source })),
+                }
+            }
+            error => Self::Analysis(Box::new(error)),
+        }
     }
 }
 
@@ -574,15 +619,22 @@ impl From<hooks::Error> for Error {
     /// A sink's error travels through the forward pass in a box; here it comes
     /// out again as what it was.
     fn from(error: hooks::Error) -> Self {
-        let hooks::Error::Sink(inner) = error else {
-            return Self::Hooks(error);
+        let inner = match error {
+            hooks::Error::Sink(inner) => inner,
+            hooks::Error::Tensor(error) => {
+                return match kernels::Error::of_device("handing over activations", error) {
+                    Ok(error) => error.into(),
+                    Err(error) => Self::Hooks(hooks::Error::Tensor(error)),
+                };
+            }
+            error => return Self::Hooks(error),
         };
         let inner = match inner.downcast::<Error>() {
             Ok(own) => return *own,
             Err(inner) => inner,
         };
         let inner = match inner.downcast::<analysis::Error>() {
-            Ok(analysis) => return Self::Analysis(analysis),
+            Ok(analysis) => return (*analysis).into(),
             Err(inner) => inner,
         };
         match inner.downcast::<store::Error>() {
@@ -597,6 +649,7 @@ impl Error {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Runner(error) => error.fault(),
+            Self::Gpu(_) | Self::GpuLost(_) | Self::GpuMemory(_) => Fault::Device,
             Self::NotFinite { .. }
             | Self::NoTokenizer
             | Self::Read { .. }
@@ -650,5 +703,49 @@ fn store_fault(error: &store::Error) -> Fault {
         | E::Parquet { .. }
         | E::Halted { .. } => Fault::Model,
         _ => Fault::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_at_fault_by_whatever_way_its_error_comes() {
+        let of = |code| kernels::Error::of_code("matmul", code).unwrap();
+        let by_layer = |source| analysis::Error::Kernel { layer: 1, request: 2, source };
+        for code in [2, 100, 719, 803] {
+            let ways: [Error; 4] = [
+                of(code).into(),
+                runner::Error::from(of(code)).into(),
+                by_layer(of(code)).into(),
+                hooks::Error::sink(by_layer(of(code))).into(),
+            ];
+            for error in ways {
+                assert_eq!(error.fault(), Fault::Device, "{error:?}");
+                assert_eq!(
+                    error.to_string().contains("what was finished is kept"),
+                    code != 100 && code != 803
+                );
+                assert_eq!(error.to_string().contains("--max-tokens"), code == 2, "{error}");
+            }
+        }
+        // candle's own words for a build without CUDA.
+        let plain = || candle_core::Error::NotCompiledWithCudaSupport;
+        for error in [
+            Error::from(plain()),
+            runner::Error::from(plain()).into(),
+            hooks::Error::Tensor(plain()).into(),
+        ] {
+            assert!(
+                matches!(&error, Error::Gpu(inner) if matches!(**inner, kernels::Error::NoCuda))
+            );
+        }
+        // What was asked of an operation is no device's fault.
+        let shape = kernels::Error::Quantization {
+            op: "matmul",
+            format: candle_core::quantized::GgmlDType::F32,
+        };
+        assert_eq!(Error::from(by_layer(shape)).fault(), Fault::Internal);
     }
 }

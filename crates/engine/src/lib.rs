@@ -8,6 +8,7 @@
 
 mod check;
 mod demo;
+mod device;
 mod doctor;
 mod error;
 mod functional;
@@ -31,7 +32,8 @@ pub use analysis::spectral::{
 };
 pub use check::{Against, Check, CheckOptions, Divergence, check};
 pub use demo::{Demo, LayerContrast, demo};
-pub use doctor::{Doctor, doctor, set_threads};
+pub use device::DeviceChoice;
+pub use doctor::{Cuda, Doctor, GpuState, LibraryState, doctor, set_threads};
 pub use error::{Error, Fault, Result};
 pub use functional::{
     Arguments, FunctionalKind, FunctionalMean, FunctionalOfGraph, FunctionalValues, Grid, Measured,

@@ -124,6 +124,49 @@ pub enum Error {
         /// The format that the weights have.
         format: candle_core::quantized::GgmlDType,
     },
+    /// A build without CUDA.
+    #[error("this build has no CUDA; make one with `--features cuda`, or use `--device cpu`")]
+    NoCuda,
+    /// No CUDA driver, or one that does not go with this build or the GPU.
+    #[error(
+        "no CUDA driver that this build can use: {name}, code {code}; `nvidia-smi` shows the driver and the newest CUDA that it knows"
+    )]
+    NoDriver {
+        /// The driver's code.
+        code: u32,
+        /// Its name.
+        name: &'static str,
+    },
+    /// No GPU, not the one asked for, or none that this process may use.
+    #[error(
+        "no gpu to run on: {name}, code {code}; `nvidia-smi` lists what there is, CUDA_VISIBLE_DEVICES hides some, and `--device cpu` needs none"
+    )]
+    NoGpu {
+        /// The driver's code.
+        code: u32,
+        /// Its name.
+        name: &'static str,
+    },
+    /// The memory of a GPU is full.
+    #[error("{op}: {}", full(*asked, *free))]
+    OutOfMemory {
+        /// The operation.
+        op: &'static str,
+        /// How many bytes were asked for, if it is known.
+        asked: Option<u64>,
+        /// Free and total memory of the GPU in bytes, if they are known.
+        free: Option<(u64, u64)>,
+    },
+    /// A GPU that failed, and with it everything on it.
+    #[error("{op}: the gpu was lost: {name}, code {code}; the system's log says more under `Xid`")]
+    Lost {
+        /// The operation at which it showed; the cause may be an earlier one.
+        op: &'static str,
+        /// The driver's code.
+        code: u32,
+        /// Its name.
+        name: &'static str,
+    },
     /// A GPU that this build has no code for.
     #[error(
         "the gpu has compute capability {device}, this build is for {built}; build for {device} with CUDA_COMPUTE_CAP={}{}",
@@ -154,14 +197,23 @@ pub enum Error {
     },
 }
 
+/// What is known about a memory that is full.
+fn full(asked: Option<u64>, free: Option<(u64, u64)>) -> String {
+    let asked = asked.map_or_else(String::new, |bytes| format!(": {bytes} bytes were asked for"));
+    let free = free.map_or_else(String::new, |(free, total)| {
+        format!("{} {free} of {total} are free", if asked.is_empty() { ":" } else { "," })
+    });
+    format!("the gpu's memory is full{asked}{free}")
+}
+
 impl Error {
     pub(crate) fn candle(op: &'static str) -> impl FnOnce(candle_core::Error) -> Self {
-        move |source| Self::Candle { op, source }
+        move |error| Self::of_device(op, error).unwrap_or_else(|source| Self::Candle { op, source })
     }
 
     #[cfg(feature = "cuda")]
     pub(crate) fn driver(op: &'static str) -> impl FnOnce(cudarc::driver::DriverError) -> Self {
-        move |source| Self::Driver { op, source }
+        move |source| Self::of_code(op, source.0 as u32).unwrap_or(Self::Driver { op, source })
     }
 
     pub(crate) fn shape(

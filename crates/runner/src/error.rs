@@ -395,7 +395,14 @@ pub enum Error {
     Kernel(#[from] kernels::Error),
     /// A tensor operation failed.
     #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
+    Tensor(candle_core::Error),
+}
+
+/// A device's failure is [`Error::Kernel`] with its kind, wherever it showed.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        kernels::Error::of_device("the forward pass", error).map_or_else(Self::Tensor, Self::Kernel)
+    }
 }
 
 impl Error {
@@ -410,6 +417,7 @@ impl Error {
             | Self::CachePosition { .. }
             | Self::FrequencySwitch { .. }
             | Self::CacheRows { .. }
+            | Self::HalfOnCpu
             | Self::Normalized { .. }
             | Self::Encode { .. }
             | Self::ChatRefused { .. }
@@ -417,7 +425,8 @@ impl Error {
             | Self::Date { .. } => Fault::Request,
             Self::Hooks(hooks::Error::Sink(_) | hooks::Error::Tensor(_)) => Fault::Internal,
             Self::Hooks(_) => Fault::Request,
-            Self::NoDevice | Self::HalfOnCpu => Fault::Device,
+            Self::NoDevice => Fault::Device,
+            Self::Kernel(error) if error.is_of_device() => Fault::Device,
             Self::Kernel(_) | Self::Tensor(_) => Fault::Internal,
             _ => Fault::Model,
         }

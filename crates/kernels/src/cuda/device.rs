@@ -14,14 +14,15 @@ use candle_core::{
 use cudarc::driver::result::memcpy_dtoh_async;
 use cudarc::driver::sys::{CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute};
 use cudarc::driver::{
-    CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
-    LaunchConfig, PinnedHostSlice, PushKernelArg, SyncOnDrop,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    DevicePtrMut, LaunchConfig, PinnedHostSlice, PushKernelArg, SyncOnDrop,
 };
 use cudarc::nvrtc::Ptx;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::capability::{self, Capability};
+use super::gpu::Gpu;
 use super::{Argument, Call, Plan};
 use crate::{Error, Result};
 
@@ -39,6 +40,47 @@ struct Loaded {
 
 /// By the device's ordinal: contexts of one device are the same, its primary one.
 static LOADED: Mutex<Option<HashMap<usize, Loaded>>> = Mutex::new(None);
+
+impl Error {
+    /// A full memory, with what was asked of it and what it has.
+    fn asking(self, bytes: usize, device: &CudaDevice) -> Self {
+        let Self::OutOfMemory { op, .. } = self else { return self };
+        let free = device.cuda_stream().context().mem_get_info().ok();
+        let free = free.map(|(free, total)| (free as u64, total as u64));
+        Self::OutOfMemory { op, asked: Some(bytes as u64), free }
+    }
+}
+
+/// See [`super::gpu::gpus`].
+pub(super) fn gpus() -> Result<Vec<Gpu>> {
+    const OP: &str = "listing gpus";
+    let count = CudaContext::device_count().map_err(Error::driver(OP))?;
+    (0..count.unsigned_abs() as usize)
+        .map(|ordinal| {
+            let context = CudaContext::new(ordinal).map_err(Error::driver(OP))?;
+            let (free, total) = context.mem_get_info().map_err(Error::driver(OP))?;
+            Ok(Gpu {
+                ordinal,
+                name: context.name().map_err(Error::driver(OP))?,
+                capability: of_device(OP, &context)?,
+                free: free as u64,
+                total: total as u64,
+            })
+        })
+        .collect()
+}
+
+/// See [`super::gpu::open`].
+pub(super) fn open(ordinal: usize) -> Result<Device> {
+    let device = Device::new_cuda(ordinal).map_err(Error::candle("opening the gpu"))?;
+    prepare(&device)?;
+    Ok(device)
+}
+
+fn of_device(op: &'static str, context: &CudaContext) -> Result<Capability> {
+    let (major, minor) = context.compute_capability().map_err(Error::driver(op))?;
+    Ok(Capability { major: major.unsigned_abs(), minor: minor.unsigned_abs() })
+}
 
 /// Refuses a GPU that this build has no code for, and loads every kernel on it, so that no later
 /// launch loads anything. Launches do it by themselves.
@@ -59,8 +101,8 @@ pub fn prepare(device: &Device) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::Device`] for an input elsewhere, [`Error::Capability`], [`Error::Driver`],
-/// [`Error::Candle`] if there is no memory for the results.
+/// [`Error::Device`] for an input elsewhere, [`Error::Capability`], [`Error::OutOfMemory`] if
+/// there is no memory for the results, [`Error::Lost`], [`Error::Driver`].
 pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
     let op = plan.op;
     let Some(Device::Cuda(device)) = plan.inputs.first().map(|input| input.device()) else {
@@ -72,7 +114,8 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
         // SAFETY: an output is contiguous and the entry point writes all of it that anyone reads, as
         // every plan's does; the emulated tests find an element that it leaves.
         let output = unsafe { device.alloc_uninit(&Shape::from(dims.as_slice()), *dtype) };
-        outputs.push(output.map_err(Error::candle(op))?);
+        let asked = dims.iter().product::<usize>() * dtype.size_in_bytes();
+        outputs.push(output.map_err(|error| Error::candle(op)(error).asking(asked, device))?);
     }
     if let Some(call) = &plan.call {
         let function = with_loaded(op, device, |loaded| function(op, loaded, call))?;
@@ -232,9 +275,7 @@ fn with_loaded<R>(
     if let Some(loaded) = all.get_mut(&context.ordinal()) {
         return f(loaded);
     }
-    let (major, minor) = context.compute_capability().map_err(Error::driver(op))?;
-    let of_device = Capability { major: major.unsigned_abs(), minor: minor.unsigned_abs() };
-    capability::check(of_device, Capability::BUILT)?;
+    capability::check(of_device(op, context)?, Capability::BUILT)?;
     // SAFETY: one stream of a context computes. Another one copies to main memory, waits for the
     // first by an event of its own, and what it reads lives until it is done (`PinnedCopy`). So the
     // two events of every allocation, which cost as much as a small launch, order nothing.

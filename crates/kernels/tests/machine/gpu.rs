@@ -22,9 +22,14 @@ impl Effort {
 /// Twice the same.
 pub const EFFORTS: [Effort; 2] = [Effort::Launch, Effort::Again];
 
+thread_local! {
+    /// Every test has a thread of its own. Opened once: a device brings its libraries' workspaces.
+    static GPU: Device = cuda::gpu::open(0).unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// The results of a plan, whose inputs are copied to the GPU with their strides.
 pub fn run(plan: &Plan, _: Effort) -> kernels::Result<Vec<Tensor>> {
-    let gpu = Device::new_cuda(0).unwrap();
+    let gpu = GPU.with(Device::clone);
     let inputs: Vec<Tensor> =
         plan.inputs.iter().map(|input| input.to_device(&gpu).unwrap()).collect();
     for (input, copy) in plan.inputs.iter().zip(&inputs) {

@@ -1,0 +1,177 @@
+//! Does one piece of work with one model per line of standard input, and prints its time: what
+//! `scripts/gpu-check` sets beside the same work of transformers, turn by turn.
+//!
+//!     models FOLDER DEVICE DTYPE        as `--model`, `--device` and `--dtype` of the command line
+//!
+//! | line | what is timed |
+//! |---|---|
+//! | `prefill BATCH TOKENS CAPTURE` | a forward pass over so many prompts, to the last logits on the host |
+//! | `decode STEPS` | a step of one prompt behind 128 tokens, mean of so many |
+//! | `identical BATCH TOKENS` | nothing: whether the last logits have the same bits whatever is captured |
+//!
+//! CAPTURE is `none`, `router`, `summary`, `residual` or `all`: computed and handed over, then
+//! dropped. The answer is a line of JSON with wall seconds.
+
+#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
+
+use std::hint::black_box;
+use std::io::BufRead;
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use engine::DeviceChoice;
+use hooks::{
+    Activation, ActivationSink, Batch, Edits, HookPoint, ModelInfo, Plan, Positions, Row,
+    Selection, Site, Wanted,
+};
+use runner::{Input, KvCache, LoadOptions, Model, Session, Source, WeightDtype};
+use serde_json::{Value, json};
+
+/// Tokens before the first one that is decoded, and steps before the clock counts.
+const PROMPT: usize = 128;
+const WARM_UP: usize = 16;
+
+/// Wants the last position's logits, which it keeps, and some points beside, which it drops.
+struct Kept {
+    beside: &'static [&'static str],
+    logits: Vec<f32>,
+}
+
+impl Kept {
+    fn new(capture: &str) -> Option<Self> {
+        let beside: &[&str] = match capture {
+            "none" => &[],
+            "router" => &[
+                "blocks.*.mlp.hook_router_logits",
+                "blocks.*.mlp.hook_router_probs",
+                "blocks.*.mlp.hook_expert_indices",
+                "blocks.*.mlp.hook_expert_weights",
+            ],
+            "summary" => &["blocks.*.attn.hook_summary"],
+            "residual" => &["blocks.*.hook_resid_post"],
+            "all" => &["blocks.*.attn.hook_summary", "blocks.*.hook_resid_post"],
+            _ => return None,
+        };
+        Some(Self { beside, logits: Vec::new() })
+    }
+}
+
+impl ActivationSink for Kept {
+    fn plan(&mut self, info: &ModelInfo) -> hooks::Result<Plan> {
+        let mut plan = Plan::default();
+        plan.add(HookPoint::LOGITS, &Wanted::positions(Positions::last()), info)?;
+        for name in self.beside {
+            plan.add_matching(name, &Selection::All, &Wanted::all(), info)?;
+        }
+        Ok(plan)
+    }
+
+    fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> hooks::Result<()> {
+        if point.site() == Site::Logits {
+            // The copy waits for all that the device has been given.
+            let logits = activation.tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            self.logits = logits.flatten_all()?.to_vec1()?;
+        } else {
+            black_box(activation.tensor);
+        }
+        Ok(())
+    }
+}
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn batch(model: &Model, rows: usize, tokens: usize, offset: usize) -> Outcome<Batch> {
+    let d_vocab = model.info().d_vocab;
+    let row = |request| Row {
+        request: request as u64,
+        tokens: (0..tokens).map(|i| ((request + i) * 7919 + 13) as u32 % d_vocab as u32).collect(),
+        offset,
+    };
+    Ok(Batch::new((0..rows).map(row).collect())?)
+}
+
+fn step(
+    session: &Session<'_>,
+    model: &Model,
+    batch: &Batch,
+    cache: &mut KvCache,
+    kept: &mut Kept,
+) -> Outcome<()> {
+    let layers = 0..model.info().n_layers();
+    Ok(session.forward(batch, Input::Tokens, layers, cache, &Edits::default(), kept)?)
+}
+
+fn prefill(model: &Model, rows: usize, tokens: usize, capture: &str) -> Outcome<(f64, Vec<f32>)> {
+    let mut kept = Kept::new(capture).ok_or("no such capture")?;
+    let (session, batch) = (model.session(&mut kept)?, batch(model, rows, tokens, 0)?);
+    let begun = Instant::now();
+    step(&session, model, &batch, &mut KvCache::off(), &mut kept)?;
+    Ok((begun.elapsed().as_secs_f64(), kept.logits))
+}
+
+fn decode(model: &Model, steps: usize) -> Outcome<f64> {
+    let mut kept = Kept::new("none").ok_or("no such capture")?;
+    let (session, mut cache) = (model.session(&mut kept)?, KvCache::new());
+    step(&session, model, &batch(model, 1, PROMPT, 0)?, &mut cache, &mut kept)?;
+    let mut begun = Instant::now();
+    for i in 0..WARM_UP + steps {
+        if i == WARM_UP {
+            begun = Instant::now();
+        }
+        step(&session, model, &batch(model, 1, 1, PROMPT + i)?, &mut cache, &mut kept)?;
+    }
+    Ok(begun.elapsed().as_secs_f64() / steps as f64)
+}
+
+fn answer(model: &Model, line: &str) -> Outcome<Value> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let seconds = match words[..] {
+        ["prefill", rows, tokens, capture] => {
+            prefill(model, rows.parse()?, tokens.parse()?, capture)?.0
+        }
+        ["decode", steps] => decode(model, steps.parse::<usize>()?.max(1))?,
+        ["identical", rows, tokens] => {
+            let (rows, tokens) = (rows.parse()?, tokens.parse()?);
+            let [none, all] = ["none", "all"].map(|capture| prefill(model, rows, tokens, capture));
+            let bits = |logits: Vec<f32>| logits.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let (none, all) = (bits(none?.1), bits(all?.1));
+            return Ok(json!({"work": line, "logits": none.len(), "identical": none == all}));
+        }
+        _ => return Err("no such work".into()),
+    };
+    Ok(json!({"work": line, "seconds": seconds}))
+}
+
+fn load(words: &[String]) -> Outcome<Model> {
+    let [folder, device, dtype] = words else { return Err("FOLDER DEVICE DTYPE".into()) };
+    let dtype = match dtype.as_str() {
+        "auto" => WeightDtype::AsStored,
+        "f32" => WeightDtype::F32,
+        "bf16" => WeightDtype::Bf16,
+        "f16" => WeightDtype::F16,
+        _ => return Err("no such dtype".into()),
+    };
+    let placement = device.parse::<DeviceChoice>()?.open()?;
+    Ok(Model::load(&Source::resolve(folder)?, &LoadOptions { placement, dtype })?)
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let begun = Instant::now();
+    let model = match load(&words) {
+        Ok(model) => model,
+        Err(error) => {
+            println!("{}", json!({"error": error.to_string()}));
+            std::process::exit(4);
+        }
+    };
+    println!("{}", json!({"work": "load", "seconds": begun.elapsed().as_secs_f64()}));
+    for line in std::io::stdin().lock().lines() {
+        let line = line.unwrap();
+        let answered = answer(&model, &line);
+        println!(
+            "{}",
+            answered.unwrap_or_else(|error| json!({"work": line, "error": error.to_string()}))
+        );
+    }
+}
