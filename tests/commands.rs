@@ -275,7 +275,7 @@ fn devices_are_chosen_by_name() {
     let out = folder.path().join("run");
     let on = |device: &str| {
         let words = ["routing", "--quiet", "--model", "tiny-mixtral", "--prompt", "1 + 2 = 3"];
-        run(paths(words).chain(paths(["--device", device, "--out"])).chain([out.clone().into()]))
+        run(paths(words).chain(paths(["--device", device, "--out"])).chain([out.clone()]))
     };
     on("gpu").code(2);
     // A build without CUDA, or a machine without so many GPUs.
