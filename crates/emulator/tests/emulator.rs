@@ -393,12 +393,11 @@ fn registers(halves: impl Iterator<Item = u16>) -> Vec<u8> {
 
 #[test]
 fn products_take_the_fragments_of_the_instruction() {
-    let bits: [(&str, fn(f32) -> u16); 2] = [
-        ("language_mma_bf16", |x| bf16::from_f32(x).to_bits()),
-        ("language_mma_f16", |x| f16::from_f32(x).to_bits()),
-    ];
+    type Bits = fn(f32) -> u16;
+    let bf16_bits: Bits = |x| bf16::from_f32(x).to_bits();
+    let f16_bits: Bits = |x| f16::from_f32(x).to_bits();
     let each = |n: usize| (0..32).flat_map(move |lane| (0..n).map(move |i| (lane, i)));
-    for (kernel, bits) in bits {
+    for (kernel, bits) in [("language_mma_bf16", bf16_bits), ("language_mma_f16", f16_bits)] {
         for how in every() {
             let a = registers(each(8).map(|(lane, i)| {
                 let (row, col) = fragments::a(lane, i);
