@@ -122,7 +122,6 @@ impl Batch {
             soft_cap: case.soft_cap,
             sinks,
             summary,
-            sinks: None,
         });
         let lse: Vec<f32> = expected.lse.iter().map(|&lse| lse as f32).collect();
         let lse = Tensor::from_vec(lse, (b, h, t), &Device::Cpu).unwrap();
