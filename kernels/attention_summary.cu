@@ -16,8 +16,8 @@
 // makes of its tile is the same text. A tile that is seen whole, within or without the window and
 // the boundary, needs no comparisons: with x = s - lse a score costs one multiply-add for x, an
 // exponential and a multiplication, multiply-adds for entropy and distance, two additions and two
-// maxima. Entropy is -sum a x, which does not cancel; distances within a tile are from its last
-// key on, for the same reason. Sums of a tile are in f32, sums over tiles compensated.
+// maxima. Entropy is -sum a x, which does not cancel; distances within a chunk of 32 or 64 keys are
+// from its last key on, for the same reason. Sums of a chunk are in f32, sums over chunks compensated.
 //
 // A NaN in a query is in all statistics of its row that it has a part in, and in the columns that
 // the row sees.

@@ -84,7 +84,7 @@ pub fn boundaries(
 /// parts in `f64`. Deterministic. The rounding of the log-sum-exp is a relative error of its row.
 /// With sink logits the log-sum-exp has them, and the statistics are those of rows that sum to less.
 ///
-/// Memory: `O(pos)` for a head, some 220 bytes for each of its queries at 8,192 of them.
+/// Memory: `O(pos)` for a head, some 190 bytes for each of its queries where these are many.
 ///
 /// # Errors
 ///

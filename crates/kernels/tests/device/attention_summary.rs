@@ -291,7 +291,6 @@ fn a_query_that_is_no_number_stays_in_its_row_of_the_batch() {
             let half = clean.len() / 2;
             assert_bits("other row", &dirty[half..], &clean[half..]);
             let of_query = &dirty[5 * Statistic::COUNT..6 * Statistic::COUNT];
-            // The window has no sums that are no numbers but of keys within it.
             assert!(of_query.iter().all(|value| value.is_nan()), "{of_query:?}");
             assert_bits("the query before", &dirty[..8], &clean[..8]);
         }
