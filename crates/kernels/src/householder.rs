@@ -1,0 +1,441 @@
+//! Reduction of a symmetric matrix to a tridiagonal one by Householder's reflections,
+//! and vectors taken back.
+//!
+//! The decision that shapes this file: the product of the matrix with a vector, half of
+//! the work, is bounded by how fast the matrix comes out of the cache, so it reads the
+//! lower triangle once and writes nothing. What reflections change is collected for
+//! some columns, as `A − P P̃ᵀ`, and is then subtracted at once.
+//!
+//! # References
+//! Dongarra, Sorensen, Hammarling, J. Comput. Appl. Math. 27, 215 (1989).
+
+use faer::linalg::matmul::matmul;
+use faer::prelude::{Reborrow, ReborrowMut};
+use faer::{Accum, MatMut, MatRef, Par};
+use pulp::{Arch, Simd, WithSimd};
+
+use crate::eigh::Real;
+
+/// Rows and columns of a tile: a diagonal tile is held whole. A cache line of `f32`.
+const TILE: usize = 16;
+/// Columns whose reflections are collected; a multiple of [`TILE`].
+const TOGETHER: usize = 32;
+/// Columns of a product that share what is read and written beside them.
+const COLUMNS: usize = 8;
+/// Reflections that are multiplied with vectors together.
+const BACK: usize = 32;
+
+/// Arithmetic on the processor's vectors of a type.
+pub trait Vectors: Sized {
+    /// A vector.
+    type Of<S: Simd>: Copy;
+
+    /// All lanes the same.
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Of<S>;
+    /// `a b + c`.
+    fn mul_add<S: Simd>(simd: S, a: Self::Of<S>, b: Self::Of<S>, c: Self::Of<S>) -> Self::Of<S>;
+    /// The sum of all lanes.
+    fn sum<S: Simd>(simd: S, a: Self::Of<S>) -> Self;
+    /// A slice whose length is a multiple of the lanes.
+    fn vectors<S: Simd>(slice: &[Self]) -> &[Self::Of<S>];
+    /// The same to write to.
+    fn vectors_mut<S: Simd>(slice: &mut [Self]) -> &mut [Self::Of<S>];
+}
+
+macro_rules! vectors {
+    ($type:ty, $of:ident, $splat:ident, $mul_add:ident, $sum:ident, $vectors:ident, $vectors_mut:ident) => {
+        impl Vectors for $type {
+            type Of<S: Simd> = S::$of;
+
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$of {
+                simd.$splat(value)
+            }
+
+            #[inline(always)]
+            fn mul_add<S: Simd>(simd: S, a: S::$of, b: S::$of, c: S::$of) -> S::$of {
+                simd.$mul_add(a, b, c)
+            }
+
+            #[inline(always)]
+            fn sum<S: Simd>(simd: S, a: S::$of) -> Self {
+                simd.$sum(a)
+            }
+
+            #[inline(always)]
+            fn vectors<S: Simd>(slice: &[Self]) -> &[S::$of] {
+                S::$vectors(slice).0
+            }
+
+            #[inline(always)]
+            fn vectors_mut<S: Simd>(slice: &mut [Self]) -> &mut [S::$of] {
+                S::$vectors_mut(slice).0
+            }
+        }
+    };
+}
+
+vectors!(f32, f32s, splat_f32s, mul_add_f32s, reduce_sum_f32s, as_simd_f32s, as_mut_simd_f32s);
+vectors!(f64, f64s, splat_f64s, mul_add_f64s, reduce_sum_f64s, as_simd_f64s, as_mut_simd_f64s);
+
+/// Columns of equal length, one `stride` after another, on cache lines.
+struct Columns<T> {
+    memory: Vec<T>,
+    start: usize,
+    stride: usize,
+}
+
+impl<T: Real> Columns<T> {
+    fn zeros(rows: usize, columns: usize) -> Self {
+        // An odd number of tiles, so that a row's entries do not meet in few sets of the cache.
+        let stride = (rows.div_ceil(TILE) | 1) * TILE;
+        let memory = vec![T::default(); stride * columns + TILE];
+        let start = memory.as_ptr().align_offset(64).min(TILE);
+        Self { memory, start, stride }
+    }
+
+    fn all(&self) -> &[T] {
+        &self.memory[self.start..]
+    }
+
+    fn column(&self, column: usize) -> &[T] {
+        &self.all()[column * self.stride..][..self.stride]
+    }
+
+    fn column_mut(&mut self, column: usize) -> &mut [T] {
+        &mut self.memory[self.start + column * self.stride..][..self.stride]
+    }
+
+    fn view(&self, columns: usize) -> MatRef<'_, T> {
+        MatRef::from_column_major_slice(&self.all()[..columns * self.stride], self.stride, columns)
+    }
+}
+
+/// A symmetric matrix `Q T Qᵀ`, `T` tridiagonal.
+pub(crate) struct Reduced<T> {
+    pub(crate) diagonal: Vec<f64>,
+    /// Couples row `k` with row `k + 1`.
+    pub(crate) off: Vec<f64>,
+    /// Column `k` is `v_k`, of which row `k + 1` is the first that is not 0.
+    reflections: Columns<T>,
+    /// `Q = Π (1 − f_k v_k v_kᵀ)`.
+    factors: Vec<T>,
+}
+
+impl<T: Real> Reduced<T> {
+    /// Of the `n × n` matrix whose lower triangle's columns are one after another.
+    pub(crate) fn new(matrix: &[T], n: usize) -> Self {
+        let padded = n.next_multiple_of(TILE);
+        let mut reflections = Columns::zeros(n, padded);
+        let largest = matrix.iter().fold(0.0_f64, |m, v| m.max((*v).into().abs()));
+        // A power of two, so that no square overflows, and none that matters vanishes.
+        let exponent = match largest {
+            0.0 => 0,
+            _ => largest.max(f64::MIN_POSITIVE).log2().floor() as i32,
+        };
+        let scale = 2.0_f64.powi(-exponent);
+        for k in 0..n {
+            let to = reflections.column_mut(k);
+            for (to, from) in to[k..].iter_mut().zip(&matrix[k * n + k..][..n - k]) {
+                *to = T::of((*from).into() * scale);
+            }
+        }
+        for k in 0..n {
+            for j in k / TILE * TILE..k {
+                let value = reflections.column(j)[k];
+                reflections.column_mut(k)[j] = value;
+            }
+        }
+        let mut reduced = Self {
+            diagonal: vec![0.0; n],
+            off: vec![0.0; n.saturating_sub(1)],
+            reflections,
+            factors: vec![T::default(); n],
+        };
+        Arch::new().dispatch(Reduce { reduced: &mut reduced, n });
+        let scale = 2.0_f64.powi(exponent);
+        for value in reduced.diagonal.iter_mut().chain(&mut reduced.off) {
+            *value *= scale;
+        }
+        reduced
+    }
+
+    /// Multiplies the columns of `vectors` by `Q` from the left.
+    pub(crate) fn take_back(&self, mut vectors: MatMut<'_, T>) {
+        let n = self.diagonal.len();
+        let one = T::of(1.0);
+        let count = n.saturating_sub(1);
+        let mut products = faer::Mat::<T>::zeros(BACK, n);
+        let mut scaled = Columns::<T>::zeros(n, BACK);
+        for start in (0..count).step_by(BACK).rev() {
+            let end = count.min(start + BACK);
+            let width = end - start;
+            Arch::new().dispatch(Scaled { reduced: self, start, end, scaled: &mut scaled });
+            let first = start / TILE * TILE;
+            let rows = n - first;
+            let v = self.reflections.view(end).get(first..n, start..end);
+            let u = scaled.view(width).get(first..n, ..);
+            let mut to = vectors.rb_mut().subrows_mut(first, rows);
+            let mut products = products.as_mut().subrows_mut(0, width);
+            matmul(products.rb_mut(), Accum::Replace, v.transpose(), to.rb(), one, Par::Seq);
+            matmul(to.rb_mut(), Accum::Add, u, products.rb(), T::of(-1.0), Par::Seq);
+        }
+    }
+}
+
+/// Fills `scaled` with `U` of `Π (1 − f_k v_k v_kᵀ) = 1 − U Vᵀ`.
+struct Scaled<'a, T> {
+    reduced: &'a Reduced<T>,
+    start: usize,
+    end: usize,
+    scaled: &'a mut Columns<T>,
+}
+
+impl<T: Real> WithSimd for Scaled<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { reduced, start, end, scaled } = self;
+        let stride = scaled.stride;
+        let rows = start / TILE * TILE..reduced.diagonal.len().next_multiple_of(TILE);
+        let mut found = [T::default(); BACK];
+        let v = &reduced.reflections.all()[start * stride..];
+        for k in start..end {
+            let i = k - start;
+            let own = reduced.reflections.column(k);
+            products(simd, v, stride, &own[rows.clone()], rows.start, &mut found[..i]);
+            let (before, to) = scaled.memory[scaled.start..].split_at_mut(i * stride);
+            let to = &mut to[rows.clone()];
+            to.copy_from_slice(&own[rows.clone()]);
+            found[..i].iter_mut().for_each(|f| *f = T::of(0.0) - *f);
+            combine(simd, before, stride, &found[..i], rows.start, to);
+            to.iter_mut().for_each(|u| *u *= reduced.factors[k]);
+        }
+    }
+}
+
+struct Reduce<'a, T> {
+    reduced: &'a mut Reduced<T>,
+    n: usize,
+}
+
+impl<T: Real> WithSimd for Reduce<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { reduced, n } = self;
+        let Reduced { diagonal, off, reflections: matrix, factors } = reduced;
+        let stride = matrix.stride;
+        let padded = n.next_multiple_of(TILE);
+        // In turns v_k and w_k; and the two of a pair exchanged.
+        let mut panel = Columns::<T>::zeros(n, 2 * TOGETHER);
+        let mut exchanged = Columns::<T>::zeros(n, 2 * TOGETHER);
+        let mut row = [T::default(); 2 * TOGETHER];
+        let mut found = [T::default(); 2 * TOGETHER];
+        let mut w = Columns::<T>::zeros(n, 1);
+        for start in (0..n).step_by(TOGETHER) {
+            for k in start..n.min(start + TOGETHER) {
+                let held = 2 * (k - start);
+                let top = k / TILE * TILE;
+                // What the reflections before have changed in this column.
+                for (i, f) in row[..held].iter_mut().enumerate() {
+                    *f = T::of(0.0) - panel.column(i ^ 1)[k];
+                }
+                let column = &mut matrix.column_mut(k)[..padded];
+                combine(simd, panel.all(), stride, &row[..held], top, &mut column[top..]);
+                diagonal[k] = column[k].into();
+                if k + 1 == n {
+                    break;
+                }
+                let first = (k + 1) / TILE * TILE;
+                let head = column[k + 1];
+                column[..k + 2].fill(T::of(0.0));
+                let tail: T = square(simd, &column[first..]);
+                let (mut factor, mut coupling) = (T::of(0.0), head.into());
+                if tail.into() > 0.0 {
+                    let (head, tail): (f64, f64) = (head.into(), tail.into());
+                    let norm = (head * head + tail).sqrt();
+                    coupling = if head > 0.0 { -norm } else { norm };
+                    let over = (head - coupling).recip();
+                    let scale = T::of(over);
+                    column[first..].iter_mut().for_each(|v| *v *= scale);
+                    factor = T::of(2.0 / (1.0 + tail * over * over));
+                }
+                column[k + 1] = T::of(1.0);
+                off[k] = coupling;
+                factors[k] = factor;
+                panel.column_mut(held)[..padded].copy_from_slice(column);
+                let v = panel.column(held);
+                let w = &mut w.column_mut(0)[..padded];
+                symmetric_product(simd, matrix.all(), stride, first, &v[..padded], w);
+                w[first..k + 1].fill(T::of(0.0));
+                products(simd, panel.all(), stride, &v[first..padded], first, &mut found[..held]);
+                for (i, f) in row[..held].iter_mut().enumerate() {
+                    *f = T::of(0.0) - found[i ^ 1];
+                }
+                combine(simd, panel.all(), stride, &row[..held], first, &mut w[first..]);
+                w[first..].iter_mut().for_each(|w| *w *= factor);
+                let mut along = [T::default()];
+                products(simd, w, stride, &v[first..padded], first, &mut along);
+                let along = T::of(-0.5) * factor * along[0];
+                combine(simd, v, stride, &[along], first, &mut w[first..]);
+                let to = panel.column_mut(held + 1);
+                to[..first].fill(T::of(0.0));
+                to[first..padded].copy_from_slice(&w[first..]);
+            }
+            let next = start + TOGETHER;
+            if next >= n {
+                break;
+            }
+            for i in 0..2 * TOGETHER {
+                exchanged.column_mut(i)[next..padded]
+                    .copy_from_slice(&panel.column(i ^ 1)[next..padded]);
+            }
+            let (p, q) = (panel.view(2 * TOGETHER), exchanged.view(2 * TOGETHER));
+            for left in (next..padded).step_by(2 * TOGETHER) {
+                let right = padded.min(left + 2 * TOGETHER);
+                let to = MatMut::from_column_major_slice_mut(
+                    &mut matrix.memory[matrix.start..][..padded * stride],
+                    stride,
+                    padded,
+                );
+                matmul(
+                    to.get_mut(left..padded, left..right),
+                    Accum::Add,
+                    p.get(left..padded, ..),
+                    q.get(left..right, ..).transpose(),
+                    T::of(-1.0),
+                    Par::Seq,
+                );
+            }
+        }
+    }
+}
+
+/// `w = A v` for rows and columns from `first` on; of `A` the lower triangle is read, and
+/// diagonal tiles.
+#[inline(always)]
+fn symmetric_product<S: Simd, T: Real>(
+    simd: S,
+    matrix: &[T],
+    stride: usize,
+    first: usize,
+    v: &[T],
+    w: &mut [T],
+) {
+    w[first..].fill(T::of(0.0));
+    for top in (first..v.len()).step_by(TILE) {
+        let below = top + TILE;
+        for left in (top..below).step_by(COLUMNS) {
+            let column = |c: usize| &matrix[(left + c) * stride..][..v.len()];
+            let x: [T::Of<S>; COLUMNS] = std::array::from_fn(|c| T::splat(simd, v[left + c]));
+            let own = T::vectors_mut::<S>(&mut w[top..below]);
+            let tile: [&[T::Of<S>]; COLUMNS] =
+                std::array::from_fn(|c| &T::vectors::<S>(&column(c)[top..below])[..own.len()]);
+            for (k, w) in own.iter_mut().enumerate() {
+                for c in 0..COLUMNS {
+                    *w = T::mul_add(simd, tile[c][k], x[c], *w);
+                }
+            }
+            let rest = T::vectors_mut::<S>(&mut w[below..]);
+            let v = &T::vectors::<S>(&v[below..])[..rest.len()];
+            let columns: [&[T::Of<S>]; COLUMNS] =
+                std::array::from_fn(|c| &T::vectors::<S>(&column(c)[below..])[..rest.len()]);
+            let mut sums = [T::splat(simd, T::of(0.0)); COLUMNS];
+            for (k, w) in rest.iter_mut().enumerate() {
+                let mut sum = *w;
+                for c in 0..COLUMNS {
+                    let a = columns[c][k];
+                    sum = T::mul_add(simd, a, x[c], sum);
+                    sums[c] = T::mul_add(simd, a, v[k], sums[c]);
+                }
+                *w = sum;
+            }
+            for (w, sum) in w[left..].iter_mut().zip(sums) {
+                *w += T::sum(simd, sum);
+            }
+        }
+    }
+}
+
+/// `found[i] = Σ_k column_i[first + k] y[k]`.
+#[inline(always)]
+fn products<S: Simd, T: Real>(
+    simd: S,
+    columns: &[T],
+    stride: usize,
+    y: &[T],
+    first: usize,
+    found: &mut [T],
+) {
+    let y = T::vectors::<S>(y);
+    let column = |i: usize| {
+        let column = &columns[i * stride + first..];
+        &T::vectors::<S>(&column[..column.len() / TILE * TILE])[..y.len()]
+    };
+    let zero = T::splat(simd, T::of(0.0));
+    let (groups, rest) = found.as_chunks_mut::<COLUMNS>();
+    for (group, found) in groups.iter_mut().enumerate() {
+        let columns: [&[T::Of<S>]; COLUMNS] = std::array::from_fn(|c| column(group * COLUMNS + c));
+        let mut sums = [zero; COLUMNS];
+        for (k, y) in y.iter().enumerate() {
+            for c in 0..COLUMNS {
+                sums[c] = T::mul_add(simd, columns[c][k], *y, sums[c]);
+            }
+        }
+        *found = sums.map(|sum| T::sum(simd, sum));
+    }
+    for (i, found) in rest.iter_mut().enumerate() {
+        let column = column(groups.len() * COLUMNS + i);
+        let mut sums = [zero; 4];
+        for (k, (a, y)) in column.iter().zip(y).enumerate() {
+            sums[k % 4] = T::mul_add(simd, *a, *y, sums[k % 4]);
+        }
+        *found = (T::sum(simd, sums[0]) + T::sum(simd, sums[1]))
+            + (T::sum(simd, sums[2]) + T::sum(simd, sums[3]));
+    }
+}
+
+/// `Σ_k x_k²`.
+#[inline(always)]
+fn square<S: Simd, T: Real>(simd: S, x: &[T]) -> T {
+    let mut found = [T::default()];
+    products(simd, x, 0, x, 0, &mut found);
+    found[0]
+}
+
+/// `y[k] += Σ_i factors[i] column_i[first + k]`.
+#[inline(always)]
+fn combine<S: Simd, T: Real>(
+    simd: S,
+    columns: &[T],
+    stride: usize,
+    factors: &[T],
+    first: usize,
+    y: &mut [T],
+) {
+    let y = T::vectors_mut::<S>(y);
+    let count = y.len();
+    let column = |i: usize| {
+        let column = &columns[i * stride + first..];
+        &T::vectors::<S>(&column[..column.len() / TILE * TILE])[..count]
+    };
+    let (groups, rest) = factors.as_chunks::<COLUMNS>();
+    for (group, factors) in groups.iter().enumerate() {
+        let columns: [&[T::Of<S>]; COLUMNS] = std::array::from_fn(|c| column(group * COLUMNS + c));
+        let factors = factors.map(|factor| T::splat(simd, factor));
+        for (k, y) in y.iter_mut().enumerate() {
+            for c in 0..COLUMNS {
+                *y = T::mul_add(simd, columns[c][k], factors[c], *y);
+            }
+        }
+    }
+    for (i, factor) in rest.iter().enumerate() {
+        let factor = T::splat(simd, *factor);
+        for (y, a) in y.iter_mut().zip(column(groups.len() * COLUMNS + i)) {
+            *y = T::mul_add(simd, *a, factor, *y);
+        }
+    }
+}
