@@ -2,7 +2,7 @@
 //!
 //! The matrix is reduced to a tridiagonal one by Householder's reflections; that one's
 //! eigenvalues and eigenvectors are found in `f64` whatever the type, by
-//! [`twisted`](crate::twisted), and certified; the reflections take the vectors back.
+//! `twisted.rs`, and certified; the reflections take the vectors back.
 //! Where there is no certificate, as there may be none where eigenvalues of a matrix
 //! that does not fall apart coincide, faer divides and conquers the tridiagonal matrix.
 //!
@@ -171,7 +171,7 @@ pub fn eigenvalues(matrix: &[f64], n: usize) -> Result<Vec<f64>> {
 /// `‖Lu − λu‖` is a modest multiple of `√n ε ‖matrix‖`. In `f32` the departure from
 /// orthonormality is one of `√n ε`. In `f64` two eigenvectors of the tridiagonal matrix
 /// are orthogonal to 1e-11, most pairs to much less: what their eigenvalues' distance
-/// makes of their residuals, see [`twisted`](crate::twisted).
+/// makes of their residuals, see `twisted.rs`.
 ///
 /// # Errors
 /// As [`eigenvalues`].
@@ -186,7 +186,7 @@ pub fn eigh<T: Real>(matrix: &[T], n: usize) -> Result<Eigen<T>> {
             (divide_and_conquer(&reduced, Some(to))?, vectors)
         }
     };
-    reduced.take_back(MatMut::from_column_major_slice_mut(&mut vectors, n, n));
+    reduced.take_back(&mut vectors);
     Ok(Eigen { values, vectors })
 }
 

@@ -34,8 +34,11 @@ const MAX_LANES: usize = 16;
 const SCALED: usize = 16;
 /// Passes after which a block's eigenvalues are given up. Bisection takes some 53.
 const MAX_PASSES: usize = 150;
-/// Stands for a pivot that is nothing; a component below it is nothing.
+/// Stands for a pivot that is nothing.
 const TINY: f64 = 1e-40;
+/// A component below it is nothing. Beside a pivot of [`TINY`] there is one of its size, and
+/// the next one over is of any size again.
+const NOTHING: f64 = 1e-120;
 /// Bounds the spectrum of a scaled block.
 const EDGE: f64 = 1.0 + 1e-6;
 /// Width of an interval, in a scaled block, that holds one eigenvalue as well as it can be known.
@@ -114,6 +117,9 @@ fn discs(diagonal: &[f64], off: &[f64]) -> (f64, f64) {
 /// The blocks between couplings above `negligible`, with their eigenvalues.
 fn blocks(diagonal: &[f64], off: &[f64], negligible: f64) -> Option<Vec<Block>> {
     let n = diagonal.len();
+    if n > 0 && !negligible.is_finite() {
+        return None;
+    }
     let mut blocks = Vec::new();
     let mut start = 0;
     for end in 1..=n {
@@ -530,10 +536,10 @@ fn twisted<S: Simd>(
     let lower = &mut S::as_mut_simd_f64s(lower).0.as_chunks_mut::<VECTORS>().0[..m];
     let shifts: [S::f64s; VECTORS] = std::array::from_fn(|v| S::as_simd_f64s(shifts).0[v]);
     let (zero, one) = (simd.splat_f64s(0.0), simd.splat_f64s(1.0));
-    let tiny = simd.splat_f64s(TINY);
-    let or = |value: S::f64s, otherwise: S::f64s| {
-        let nothing = simd.less_than_f64s(simd.abs_f64s(value), tiny);
-        simd.select_f64s(nothing, otherwise, value)
+    let (tiny, nothing) = (simd.splat_f64s(TINY), simd.splat_f64s(NOTHING));
+    let or = |value: S::f64s, least: S::f64s, otherwise: S::f64s| {
+        let less = simd.less_than_f64s(simd.abs_f64s(value), least);
+        simd.select_f64s(less, otherwise, value)
     };
     let shifted = |k: usize, v: usize| simd.sub_f64s(simd.splat_f64s(diagonal[k]), shifts[v]);
 
@@ -542,7 +548,7 @@ fn twisted<S: Simd>(
     for k in 0..m - 1 {
         let e = simd.splat_f64s(off[k]);
         for v in 0..VECTORS {
-            upper[k][v] = simd.div_f64s(e, or(pivot[v], tiny));
+            upper[k][v] = simd.div_f64s(e, or(pivot[v], tiny, tiny));
             pivot[v] = simd.negate_mul_add_f64s(e, upper[k][v], shifted(k + 1, v));
         }
     }
@@ -553,7 +559,7 @@ fn twisted<S: Simd>(
     for k in (0..m - 1).rev() {
         let (e, row) = (simd.splat_f64s(off[k]), simd.splat_f64s(k as f64));
         for v in 0..VECTORS {
-            lower[k + 1][v] = simd.div_f64s(e, or(pivot[v], tiny));
+            lower[k + 1][v] = simd.div_f64s(e, or(pivot[v], tiny, tiny));
             pivot[v] = simd.negate_mul_add_f64s(e, lower[k + 1][v], shifted(k, v));
             let gamma = match k {
                 0 => pivot[v],
@@ -571,7 +577,7 @@ fn twisted<S: Simd>(
     for k in (0..m).rev() {
         let row = simd.splat_f64s(k as f64);
         for v in 0..VECTORS {
-            let next = or(simd.neg_f64s(simd.mul_f64s(upper[k][v], z[v])), zero);
+            let next = or(simd.neg_f64s(simd.mul_f64s(upper[k][v], z[v])), nothing, zero);
             z[v] = simd.select_f64s(simd.equal_f64s(row, twist[v]), one, next);
             squares[v] = simd.mul_add_f64s(z[v], z[v], squares[v]);
             upper[k][v] = z[v];
@@ -581,7 +587,7 @@ fn twisted<S: Simd>(
     for k in 0..m {
         let row = simd.splat_f64s(k as f64);
         for v in 0..VECTORS {
-            let next = or(simd.neg_f64s(simd.mul_f64s(lower[k][v], z[v])), zero);
+            let next = or(simd.neg_f64s(simd.mul_f64s(lower[k][v], z[v])), nothing, zero);
             let here = simd.equal_f64s(row, twist[v]);
             z[v] = simd.select_f64s(here, one, next);
             let below = simd.select_f64s(here, zero, next);
@@ -657,4 +663,136 @@ fn products<S: Simd, const C: usize>(simd: S, others: [&[f64]; C], vector: &[f64
         let rest: f64 = others[c].1.iter().zip(rest).map(|(a, b)| a * b).sum();
         simd.reduce_sum_f64s(sums[c]) + rest
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::SplitMix64;
+    use crate::reference;
+
+    const ACCURACY: Accuracy =
+        Accuracy { negligible: f64::EPSILON, residual: 1e-14, product: 1e-11 };
+
+    /// The matrix row by row, and its eigenvalues by rotations.
+    fn expected(diagonal: &[f64], off: &[f64]) -> (Vec<f64>, f64) {
+        let n = diagonal.len();
+        let mut matrix = vec![0.0; n * n];
+        for k in 0..n {
+            matrix[k * n + k] = diagonal[k];
+            if k + 1 < n {
+                matrix[k * n + k + 1] = off[k];
+                matrix[(k + 1) * n + k] = off[k];
+            }
+        }
+        (reference::eigh(&matrix, n).0, norm(diagonal, off))
+    }
+
+    /// Asserts what a result promises, and that it is the spectrum.
+    fn check(name: &str, diagonal: &[f64], off: &[f64]) -> bool {
+        let n = diagonal.len();
+        let (values, norm) = expected(diagonal, off);
+        let Some(found) = spectrum(diagonal, off, ACCURACY) else { return false };
+        assert_eq!(
+            found.values,
+            super::values(diagonal, off, ACCURACY.negligible).unwrap(),
+            "{name}"
+        );
+        let close = |got: f64, expected: f64, bound: f64| {
+            assert!((got - expected).abs() <= bound, "{name}, {n}: {got} for {expected}");
+        };
+        for (got, expected) in found.values.iter().zip(&values) {
+            // Rotations lose more than what is tested.
+            close(*got, *expected, 1e-13 * norm);
+        }
+        let vector = |k: usize| &found.vectors[k * n..][..n];
+        for i in 0..n {
+            let (z, value) = (vector(i), found.values[i]);
+            let row = |k: usize| {
+                let before = if k == 0 { 0.0 } else { off[k - 1] * z[k - 1] };
+                let after = if k + 1 == n { 0.0 } else { off[k] * z[k + 1] };
+                diagonal[k] * z[k] + before + after - value * z[k]
+            };
+            let residual = (0..n).map(|k| row(k).powi(2)).sum::<f64>().sqrt();
+            close(residual, 0.0, 2e-14 * norm);
+            for j in 0..=i {
+                let product: f64 = z.iter().zip(vector(j)).map(|(a, b)| a * b).sum();
+                let (one, bound) = if i == j { (1.0, 1e-14) } else { (0.0, 1e-11) };
+                close(product, one, bound);
+            }
+        }
+        true
+    }
+
+    #[test]
+    fn known_spectra() {
+        let mut random = SplitMix64::new(5);
+        for n in [1usize, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 65] {
+            let ones = vec![1.0; n - 1];
+            let numbers = |random: &mut SplitMix64, n: usize| -> Vec<f64> {
+                (0..n).map(|_| random.next_symmetric()).collect()
+            };
+            // 2 − 2 cos(πk/n), of a path.
+            let mut path = vec![2.0; n];
+            path[0] -= 1.0;
+            path[n - 1] -= 1.0;
+            assert!(check("path", &path, &ones));
+            let level = |k: usize| 2.0 - 2.0 * (std::f64::consts::PI * k as f64 / n as f64).cos();
+            for (k, value) in values(&path, &ones, 0.0).unwrap().into_iter().enumerate() {
+                assert!((value - level(k)).abs() <= 1e-14, "{n}, {k}: {value}");
+            }
+            // Clement's: n − 1, n − 3, …, 1 − n.
+            let clement: Vec<f64> = (1..n).map(|k| ((k * (n - k)) as f64).sqrt()).collect();
+            assert!(check("clement", &vec![0.0; n], &clement));
+            for (k, value) in values(&vec![0.0; n], &clement, 0.0).unwrap().into_iter().enumerate()
+            {
+                let level = 2.0 * k as f64 - (n as f64 - 1.0);
+                assert!((value - level).abs() <= 1e-13 * n as f64, "{n}, {k}: {value}");
+            }
+            assert!(check("random", &numbers(&mut random, n), &numbers(&mut random, n - 1)));
+            assert!(check("nothing", &vec![0.0; n], &vec![0.0; n - 1]));
+            assert!(check("one", &vec![1.0; n], &vec![0.0; n - 1]));
+            assert!(check("nearly one", &vec![1.0; n], &vec![1e-10; n - 1]));
+            let graded: Vec<f64> = (0..n).map(|k| 10.0_f64.powf(-0.3 * k as f64)).collect();
+            let between: Vec<f64> = graded.iter().skip(1).map(|v| 0.5 * v).collect();
+            assert!(check("graded", &graded, &between));
+            let mut apart = numbers(&mut random, n - 1);
+            apart.iter_mut().step_by(3).for_each(|e| *e = 0.0);
+            assert!(check("apart", &numbers(&mut random, n), &apart));
+            for scale in [1e-300, 1e300] {
+                let path: Vec<f64> = path.iter().map(|d| d * scale).collect();
+                let found = values(&path, &vec![scale; n - 1], 0.0).unwrap();
+                let exact = |(k, value): (usize, f64)| (value / scale - level(k)).abs() <= 1e-14;
+                assert!(found.into_iter().enumerate().all(exact), "{n}, {scale}");
+            }
+        }
+        assert!(spectrum(&[], &[], ACCURACY).is_some_and(|found| found.values.is_empty()));
+    }
+
+    /// Eigenvalues that coincide although nothing falls apart: found or given up, never wrong.
+    #[test]
+    fn eigenvalues_that_coincide() {
+        for half in [5usize, 10, 15, 30] {
+            let one: Vec<f64> = (0..=2 * half).map(|k| k.abs_diff(half) as f64).collect();
+            check("wilkinson", &one, &vec![1.0; 2 * half]);
+            for glue in [1e-14, 1e-10, 1e-6, 1e-3] {
+                let glued = one.repeat(3);
+                let mut off = vec![1.0; glued.len() - 1];
+                off.iter_mut().skip(2 * half).step_by(2 * half + 1).for_each(|e| *e = glue);
+                check("glued wilkinson", &glued, &off);
+            }
+        }
+        // Two wells far apart.
+        let wells: Vec<f64> =
+            (0..60).map(|k: usize| (k.abs_diff(20).min(k.abs_diff(40))) as f64).collect();
+        check("wells", &wells, &vec![0.1; 59]);
+    }
+
+    #[test]
+    fn what_is_not_finite_has_no_spectrum() {
+        for wrong in [f64::NAN, f64::INFINITY] {
+            assert!(spectrum(&[1.0, wrong], &[1.0], ACCURACY).is_none());
+            assert!(spectrum(&[1.0, 2.0], &[wrong], ACCURACY).is_none());
+        }
+    }
 }
