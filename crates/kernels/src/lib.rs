@@ -39,11 +39,13 @@ pub mod laplacian;
 pub mod quadrature;
 pub mod signal;
 
+mod householder;
 mod math;
 mod memory;
 mod panels;
 mod product;
 mod tensor;
 mod tridiagonal;
+mod twisted;
 
 pub use error::{Error, Result};

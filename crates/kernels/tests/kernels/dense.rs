@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use kernels::eigh::{eigenvalues, eigh};
+use kernels::eigh::{Real, eigenvalues, eigh};
 use kernels::heat::heat_energy;
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::signal::{self, Null, Signal};
@@ -80,6 +80,95 @@ fn eigenvalues_and_certificates_against_jacobi() {
                     reference::entropy(&energies),
                     1e-12,
                 );
+            }
+        }
+    }
+}
+
+/// `‖Au − λu‖` over `‖A‖`, and the departure from orthonormality.
+fn departures<T: Real>(matrix: &[f64], n: usize) -> (f64, f64) {
+    let rounded: Vec<T> = matrix.iter().map(|v| T::of(*v)).collect();
+    let eigen = eigh(&rounded, n).unwrap();
+    let values = eigen.values();
+    assert!(values.windows(2).all(|pair| pair[0] <= pair[1]));
+    let norm = values.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    let vectors: Vec<Vec<f64>> = (0..n).map(|k| eigen.vector(k)).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let (mut residual, mut apart) = (0.0_f64, 0.0_f64);
+    for (k, u) in vectors.iter().enumerate() {
+        let row = |i: usize| {
+            let row = rounded[i * n..][..n].iter().zip(u);
+            row.map(|(a, u)| (*a).into() * u).sum::<f64>() - values[k] * u[i]
+        };
+        let square: f64 = (0..n).map(|i| (row(i) / norm.max(f64::MIN_POSITIVE)).powi(2)).sum();
+        // Not max, which passes over NaN.
+        residual = if square.sqrt() <= residual { residual } else { square.sqrt() };
+        for (j, other) in vectors[..=k].iter().enumerate() {
+            let wrong = (dot(u, other) - if j == k { 1.0 } else { 0.0 }).abs();
+            apart = if wrong <= apart { apart } else { wrong };
+        }
+    }
+    (residual, apart)
+}
+
+#[test]
+fn decompositions_keep_their_promises() {
+    let mut random = Random::new(43);
+    for n in [0usize, 1, 2, 3, 5, 8, 15, 16, 17, 21, 31, 32, 33, 63, 64, 65, 96, 129] {
+        let mut fill = |value: &mut dyn FnMut(&mut Random, usize, usize) -> f64| {
+            let mut matrix = vec![0.0; n * n];
+            for i in 0..n {
+                for j in 0..=i {
+                    matrix[i * n + j] = value(&mut random, i, j);
+                    matrix[j * n + i] = matrix[i * n + j];
+                }
+            }
+            matrix
+        };
+        let equal = |i: usize, j: usize, value: f64| if i == j { value } else { 0.0 };
+        let next = |i: usize, j: usize| if i == j + 1 { 1.0 } else { 0.0 };
+        let middle = n as f64 / 2.0;
+        let plain = fill(&mut |random, _, _| random.uniform() - 0.5);
+        let twice = |i: usize, j: usize| match i / (n / 2).max(1) == j / (n / 2).max(1) {
+            true => plain[i % (n / 2).max(1) * n + j % (n / 2).max(1)],
+            false => 0.0,
+        };
+        let matrices = [
+            ("random", plain.clone()),
+            ("zero", fill(&mut |_, _, _| 0.0)),
+            ("one", fill(&mut |_, i, j| equal(i, j, 1.0))),
+            ("complete", fill(&mut |_, i, j| equal(i, j, n as f64) - 1.0)),
+            ("equal twice", fill(&mut |_, i, j| twice(i, j))),
+            (
+                "wilkinson",
+                fill(&mut |_, i, j| equal(i, j, (i as f64 + 0.5 - middle).abs()) + next(i, j)),
+            ),
+            (
+                "cycle",
+                fill(&mut |_, i, j| next(i, j) + if i == n - 1 && j == 0 { 1.0 } else { 0.0 }),
+            ),
+            (
+                "graded",
+                fill(&mut |random, i, j| 10.0_f64.powf(-0.1 * (i + j) as f64) * random.uniform()),
+            ),
+            ("large", fill(&mut |random, _, _| 1e30 * random.uniform())),
+            ("small", fill(&mut |random, _, _| 1e-30 * random.uniform())),
+        ];
+        for (name, matrix) in matrices {
+            let root = (n as f64).sqrt();
+            let (residual, apart) = departures::<f64>(&matrix, n);
+            close(name, residual, 0.0, 1e-14 * root);
+            close(name, apart, 0.0, 1.1e-11);
+            let (residual, apart) = departures::<f32>(&matrix, n);
+            let bound = 8.0 * root * f64::from(f32::EPSILON);
+            close(name, residual, 0.0, bound);
+            close(name, apart, 0.0, bound);
+        }
+        for scale in [1e-300, 1e300] {
+            let scaled: Vec<f64> = plain.iter().map(|v| v * scale).collect();
+            let (found, expected) = (eigh(&scaled, n).unwrap(), eigh(&plain, n).unwrap());
+            for (found, expected) in found.values().iter().zip(expected.values()) {
+                close("scaled", found / scale, *expected, 1e-14 * (n as f64));
             }
         }
     }
