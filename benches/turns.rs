@@ -150,6 +150,7 @@ fn peak() -> u64 {
 }
 
 fn main() {
+    kernels::keep_freed_memory();
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let Some(threads) = arguments.next() else { return };
     engine::set_threads(threads.parse().unwrap()).unwrap();

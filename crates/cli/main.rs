@@ -32,6 +32,7 @@ use progress::Meter;
 const SIGXFSZ: i32 = 25;
 
 fn main() -> ExitCode {
+    engine::keep_freed_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

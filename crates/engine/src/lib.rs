@@ -41,6 +41,7 @@ pub use functional::{
 };
 pub use hooks::{Positions, Selection};
 pub use job::{Job, ModelChoice};
+pub use kernels::keep_freed_memory;
 pub use labels::LabelOptions;
 pub use models::{
     ChatTemplate, Explained, Families, HookShape, Memory, MemoryUse, Sizes, StoredWeights, Windows,

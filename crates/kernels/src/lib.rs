@@ -49,3 +49,4 @@ mod tridiagonal;
 mod twisted;
 
 pub use error::{Error, Result};
+pub use memory::keep_freed_memory;

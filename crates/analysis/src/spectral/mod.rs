@@ -131,7 +131,7 @@ pub enum Exactness {
     /// finds them, in `f64` and with certificates, and the signal's energy and Dirichlet
     /// energy in `f64`.
     DenseF32,
-    /// The whole spectrum in `f64`, in `O(n³)`, in twice the time of `f32`.
+    /// The whole spectrum in `f64`, in `O(n³)`, in about the time of `f32` at some hundred nodes.
     DenseF64,
 }
 
