@@ -34,23 +34,23 @@ const BF16: DType = DType::BF16;
 const F32: DType = DType::F32;
 const U32: DType = DType::U32;
 
+type Inputs = &'static [(DType, &'static [usize])];
+type Run = fn(Machine, &[Tensor], &[usize]) -> Result<Vec<Tensor>>;
+
 /// A launch, or several, on inputs of these dtypes and shapes.
 struct Case {
     /// The operation; the peer's function has the same name.
     kernel: &'static str,
     /// Normally distributed; the `i`th of `U32` holds the `i`th of `numbers` everywhere.
-    inputs: &'static [(DType, &'static [usize])],
+    inputs: Inputs,
     /// What else the operation takes, the same for the peer.
     numbers: &'static [usize],
-    run: fn(Machine, &[Tensor], &[usize]) -> Result<Vec<Tensor>>,
+    run: Run,
     /// Floating-point operations of a run, where they and not the bytes are what takes time.
     flops: f64,
     /// Bytes of the inputs that no run has to read.
     unread: usize,
 }
-
-type Inputs = &'static [(DType, &'static [usize])];
-type Run = fn(Machine, &[Tensor], &[usize]) -> Result<Vec<Tensor>>;
 
 const fn case(kernel: &'static str, inputs: Inputs, numbers: &'static [usize], run: Run) -> Case {
     Case { kernel, inputs, numbers, run, flops: 0.0, unread: 0 }
