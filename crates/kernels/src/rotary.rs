@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Device, DeviceLocation, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::cuda;
 use crate::tensor::{self, MakeRow, Rows, Values};
@@ -21,7 +21,7 @@ pub struct RotaryTables {
     half: usize,
     n_pos: usize,
     /// Copies in the memory of devices, made when they are first asked for.
-    placed: Mutex<Vec<(DeviceLocation, [Tensor; 2])>>,
+    placed: Mutex<Vec<[Tensor; 2]>>,
 }
 
 impl fmt::Debug for RotaryTables {
@@ -64,14 +64,15 @@ impl RotaryTables {
     pub fn tensors(&self, device: &Device) -> Result<[Tensor; 2]> {
         // What was placed before a panic is whole.
         let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, tensors)) = placed.iter().find(|(at, _)| *at == device.location()) {
+        let here = |[cos, _]: &&[Tensor; 2]| cos.device().same_device(device);
+        if let Some(tensors) = placed.iter().find(here) {
             return Ok(tensors.clone());
         }
         let copy = |table: &[f32]| {
             Tensor::from_slice(table, (self.n_pos, self.half), device).map_err(Error::candle(OP))
         };
         let tensors = [copy(&self.cos)?, copy(&self.sin)?];
-        placed.push((device.location(), tensors.clone()));
+        placed.push(tensors.clone());
         Ok(tensors)
     }
 

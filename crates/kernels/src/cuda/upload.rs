@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{Device, DeviceLocation, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::{Error, Result};
 
@@ -10,7 +10,6 @@ use crate::{Error, Result};
 const KEPT: usize = 16;
 
 struct Upload {
-    device: DeviceLocation,
     values: Vec<usize>,
     tensor: Tensor,
 }
@@ -40,13 +39,14 @@ pub(crate) fn upload(
     if device.is_cpu() {
         return words();
     }
-    let location = device.location();
     // What was kept before a panic is whole.
     let mut uploads = UPLOADS.lock().unwrap_or_else(PoisonError::into_inner);
-    let held = uploads.iter().position(|held| held.device == location && held.values == values);
+    // A GPU that was opened twice is two devices.
+    let here = |held: &Upload| held.tensor.device().same_device(device) && held.values == values;
+    let held = uploads.iter().position(here);
     let upload = match held {
         Some(place) => uploads.remove(place),
-        None => Upload { device: location, values: values.to_vec(), tensor: words()? },
+        None => Upload { values: values.to_vec(), tensor: words()? },
     };
     let tensor = upload.tensor.clone();
     if uploads.len() == KEPT {

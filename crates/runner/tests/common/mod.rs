@@ -12,9 +12,11 @@ use candle_core::{DType, Device, Tensor};
 use hooks::{ActivationCache, Batch, HookPoint, Plan, Row, Site, Wanted};
 use runner::{LoadOptions, Model, Source};
 
-/// A folder of the workspace.
+/// A folder of the workspace, which is where it was built unless `EIGENLENS_WORKSPACE` says
+/// otherwise: a build may be tested on another machine.
 pub fn workspace(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::env::var_os("EIGENLENS_WORKSPACE").map_or_else(built, PathBuf::from).join(path)
 }
 
 /// A model with what transformers computes in it.

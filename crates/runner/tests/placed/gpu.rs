@@ -1,9 +1,15 @@
 //! The first GPU, which must be there.
 
 use candle_core::Device;
+use kernels::cuda::gpu;
+
+thread_local! {
+    /// Every test has a thread of its own. Opened once: a device brings its libraries' workspaces.
+    static GPU: Device = gpu::open(0).unwrap_or_else(|error| panic!("{error}"));
+}
 
 pub fn device() -> Device {
-    Device::new_cuda(0).unwrap()
+    GPU.with(Device::clone)
 }
 
 /// Runs `f`.
