@@ -5,7 +5,7 @@
 //! touching a device. A GPU runs it with `launch`, which only the feature `cuda` has; the tests
 //! run the same plans by emulation, so everything but the device itself is tested on any machine.
 //!
-//! An operation looks at where its first argument is: [`machine`] then says what runs the plans, or
+//! An operation looks at where its first argument is: `machine` then says what runs the plans, or
 //! that the CPU's own code does.
 //!
 //! Kernels take `bf16`, `f16` and `f32`, compute in `f32`, and round once, at the end. Weights of
@@ -114,7 +114,7 @@ pub(crate) fn machine(x: &Tensor) -> Option<Machine> {
 ///
 /// # Errors
 ///
-/// [`Error::Driver`] where the driver does not say.
+/// [`Error::Lost`], or what the driver says instead.
 pub fn free_bytes(device: &Device) -> Result<u64> {
     match device {
         #[cfg(feature = "cuda")]

@@ -57,7 +57,7 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`], [`Error::Candle`].
+    /// [`Error::Lost`], [`Error::Candle`], and the driver's own.
     pub fn send(&mut self, tensor: &Tensor) -> Result<Parcel> {
         let contents = match tensor.device() {
             #[cfg(feature = "cuda")]
@@ -75,7 +75,7 @@ impl Outbox {
     ///
     /// # Errors
     ///
-    /// [`Error::Driver`], [`Error::Candle`].
+    /// [`Error::Lost`], [`Error::Candle`], and the driver's own.
     pub fn receive(&mut self, parcel: Parcel) -> Result<Tensor> {
         self.under_way = self.under_way.saturating_sub(parcel.bytes);
         match parcel.contents {
