@@ -6,7 +6,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -50,19 +51,46 @@ fn build() -> Result<(), String> {
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "cu"));
     files.sort();
+    // Cargo's own number, which is no reason to compile again.
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     let mut table = String::from("&[\n");
+    let mut fatbins = Vec::new();
     for file in &files {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy();
         let fatbin = out.join(format!("{stem}.fatbin"));
-        compile(&nvcc, &flags, file, &fatbin)?;
         table += &format!("    ({stem:?}, include_bytes!({:?})),\n", fatbin.display().to_string());
+        fatbins.push((file, fatbin));
     }
+    compile_all(&nvcc, &flags, &fatbins, jobs)?;
     table += "]\n";
     let capability = format!("Capability {{ major: {major}, minor: {minor} }}");
     for (name, text) in [("fatbins.rs", table), ("capability.rs", capability)] {
         fs::write(out.join(name), text).map_err(|e| format!("{name}: {e}"))?;
     }
     Ok(())
+}
+
+/// Compiles every file, `jobs` of them at a time.
+fn compile_all(
+    nvcc: &str,
+    flags: &[String],
+    files: &[(&PathBuf, PathBuf)],
+    jobs: usize,
+) -> Result<(), String> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some((from, to)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compile(nvcc, flags, from, to)?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
+        let ended = |worker: thread::ScopedJoinHandle<'_, Result<(), String>>| {
+            worker.join().unwrap_or_else(|_| Err("a thread of the build failed".to_owned()))
+        };
+        workers.into_iter().try_for_each(ended)
+    })
 }
 
 fn compile(nvcc: &str, flags: &[String], from: &Path, to: &Path) -> Result<(), String> {

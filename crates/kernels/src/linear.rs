@@ -123,7 +123,11 @@ impl Placed {
                 return Err(Error::shape(OP, "x", format!("[.., {}]", self.d_in), x.dims()));
             }
         }
-        let rows = || x.to_dtype(self.weight.dtype())?.reshape(((), self.d_in));
+        // From another device, as where an embedding is also the unembedding behind the last layer.
+        let rows = || {
+            let x = x.to_device(self.weight.device())?;
+            x.to_dtype(self.weight.dtype())?.reshape(((), self.d_in))
+        };
         let rows = rows().map_err(Error::candle(OP))?;
         let product = match &self.weight {
             OnDevice::Dense(weight) => {
@@ -237,7 +241,7 @@ impl Linear {
     }
 
     /// A layer whose products are computed where its weights `[out, in]` are, a GPU for instance,
-    /// in their dtype.
+    /// in their dtype; inputs are brought there.
     ///
     /// # Errors
     ///

@@ -75,15 +75,12 @@ impl Home {
     }
 
     /// Where the tensor of this Hugging Face name belongs: that of a layer to the layer's device,
-    /// embeddings to the first one, final norm and unembedding to the last one. An embedding that
-    /// is also the unembedding stays with the last one.
+    /// embeddings to the first one, also where they are the unembedding, all else to the last one.
     pub(crate) fn of(&self, name: &str) -> &Device {
-        // The first number in a name is that of the layer: experts come behind it.
-        let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
-        match layer.and_then(|layer| self.layers.get(layer)) {
-            Some(device) => device,
-            None if name.contains("embed") || name.contains("wpe") => &self.first,
-            None => &self.last,
+        match Place::of(name) {
+            Place::First => &self.first,
+            Place::Layer(layer) => self.layers.get(layer).unwrap_or(&self.last),
+            Place::Last => &self.last,
         }
     }
 
@@ -104,6 +101,28 @@ impl Home {
         let resid =
             if resid.device().same_device(device) { resid } else { resid.to_device(device)? };
         Ok(resid.to_dtype(self.dtype)?)
+    }
+}
+
+/// Which part of a model a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    First,
+    Layer(usize),
+    Last,
+}
+
+impl Place {
+    /// That of a tensor or module of a Hugging Face name.
+    fn of(name: &str) -> Self {
+        const EMBEDDINGS: [&str; 4] = ["embed_tokens", "embed_in", "wte", "wpe"];
+        // The first number in a name is that of the layer: experts come behind it.
+        let layer = name.split('.').find_map(|part| part.parse().ok());
+        match layer {
+            Some(layer) => Self::Layer(layer),
+            None if name.split('.').any(|part| EMBEDDINGS.contains(&part)) => Self::First,
+            None => Self::Last,
+        }
     }
 }
 
@@ -142,16 +161,30 @@ mod tests {
 
     #[test]
     fn names_say_where_tensors_belong() {
-        let home = Home {
-            layers: vec![Device::Cpu; 2],
-            first: Device::Cpu,
-            last: Device::Cpu,
-            dtype: DType::BF16,
-            outboxes: Mutex::default(),
-        };
-        assert!(home.of("model.layers.1.mlp.experts.7.w1").is_cpu());
-        let odd = Tensor::new(&[1.0f32, 2.0], &Device::Cpu).unwrap();
-        assert_eq!(home.bring(0, odd).unwrap().dtype(), DType::BF16);
+        for (name, place) in [
+            ("model.embed_tokens", Place::First),
+            ("model.embed_tokens.weight", Place::First),
+            ("gpt_neox.embed_in", Place::First),
+            ("transformer.wte", Place::First),
+            ("wpe.weight", Place::First),
+            ("model.layers.1.mlp.experts.7.w1", Place::Layer(1)),
+            ("transformer.h.11.attn.c_attn.bias", Place::Layer(11)),
+            ("gpt_neox.layers.0.input_layernorm.weight", Place::Layer(0)),
+            ("model.norm.weight", Place::Last),
+            ("gpt_neox.final_layer_norm.bias", Place::Last),
+            ("transformer.ln_f.weight", Place::Last),
+            ("lm_head", Place::Last),
+            ("embed_out", Place::Last),
+        ] {
+            assert_eq!(Place::of(name), place, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_enters_a_layer_has_the_models_dtype() {
+        let home = Home::new(&[Device::Cpu, Device::Cpu], 2, DType::BF16).unwrap();
+        let resid = Tensor::new(&[1.0f32, 2.0], &Device::Cpu).unwrap();
+        assert_eq!(home.bring(0, resid).unwrap().dtype(), DType::BF16);
         assert!(matches!(Home::new(&[], 2, DType::F32), Err(Error::NoDevice)));
     }
 }
