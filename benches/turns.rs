@@ -197,7 +197,7 @@ fn main() {
             "spectral" => spectral(&[(Preset::Controlled, Exactness::Iterative)]),
             "spectral+paper" => spectral(&[
                 (Preset::Controlled, Exactness::Iterative),
-                (Preset::Paper, Exactness::DenseF32),
+                (Preset::Paper, Exactness::DenseF64),
             ]),
             "exact" => spectral(&[(Preset::Controlled, Exactness::DenseF32)]),
             "exact-f64" => spectral(&[(Preset::Controlled, Exactness::DenseF64)]),

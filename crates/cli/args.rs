@@ -265,7 +265,7 @@ pub struct SpectralArgs {
     /// Dense spectra: HFER and entropies for every graph, under `controlled`, too. Solved in f32
     /// with both ends certified in f64; with `--exact=f64` in f64 throughout, in about the same
     /// time at some hundred tokens and a sixth more at a thousand.
-    /// Presets that are dense anyway follow the same choice.
+    /// Presets that are dense anyway follow the same choice; without it they are solved in f64.
     #[arg(long, value_enum, value_name = "PRECISION", num_args = 0..=1, require_equals = true, default_missing_value = "f32")]
     pub exact: Option<Precision>,
     /// The hidden score of every layer: mean log eigenvalue of the hidden states' Gram matrix.

@@ -19,6 +19,7 @@ pub mod activation;
 pub mod attention;
 pub mod cuda;
 pub mod divergence;
+pub mod elementwise;
 pub mod error;
 pub mod linear;
 pub mod moe;

@@ -27,9 +27,9 @@ const CHUNK: usize = 16;
 const BLOCK_K: usize = 640;
 /// The same where a panel is unpacked for a single tile of rows (16 KiB, first-level).
 const BLOCK_K_ONCE: usize = 128;
-/// Rows of the left operand that are packed at a time, about; with their `k` they
-/// stay in the second-level cache.
-const BLOCK_ROWS: usize = 256;
+/// Most rows of the left operand that are packed at a time, about; with their `k` they
+/// stay in the second-level cache (1.6 MiB), and panels come once for all of them.
+const BLOCK_ROWS: usize = 640;
 /// The same where panels are unpacked for every such block.
 const BLOCK_ROWS_UNPACKED: usize = 1024;
 /// Panel rows that are fetched ahead.
@@ -153,7 +153,9 @@ unsafe fn registers<S: Simd, const ROWS: usize, const VECTORS: usize, const ROW_
     stride: usize,
     add: bool,
 ) {
+    let chunked = ROW_STEP == Left::CHUNKED;
     let row_step = if ROW_STEP == Left::ROWS { left.row_step } else { ROW_STEP };
+    let k_step = if chunked { 1 } else { left.k_step };
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
     // SAFETY: every address below is one that the caller vouches for; vectors are
     // plain numbers, read and written unaligned.
@@ -168,25 +170,34 @@ unsafe fn registers<S: Simd, const ROWS: usize, const VECTORS: usize, const ROW_
         let (mut chunk, mut right, mut rest) = (left.start, right, k);
         while rest > 0 {
             let steps = left.chunk.min(rest);
-            let mut a = chunk;
-            for _ in 0..steps {
-                // The panel is the one operand that comes from afar.
-                for v in (0..VECTORS * S::F32_LANES).step_by(16) {
-                    prefetch(right.wrapping_add(AHEAD * WIDTH + v));
-                }
-                let mut b = [simd.splat_f32s(0.0); VECTORS];
-                for (v, b) in b.iter_mut().enumerate() {
-                    *b = right.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
-                }
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let a = simd.splat_f32s(*a.add(i * row_step));
-                    for (sum, b) in sums.iter_mut().zip(b) {
-                        *sum = simd.mul_add_f32s(a, b, *sum);
+            macro_rules! steps {
+                ($($step:expr),*) => {$({
+                    let (a, right) = (chunk.add($step * k_step), right.wrapping_add($step * WIDTH));
+                    // The panel is the one operand that comes from afar.
+                    for v in (0..VECTORS * S::F32_LANES).step_by(16) {
+                        prefetch(right.wrapping_add(AHEAD * WIDTH + v));
                     }
-                }
-                right = right.wrapping_add(WIDTH);
-                a = a.wrapping_add(left.k_step);
+                    let mut b = [simd.splat_f32s(0.0); VECTORS];
+                    for (v, b) in b.iter_mut().enumerate() {
+                        *b = right.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned();
+                    }
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        let a = simd.splat_f32s(*a.add(i * row_step));
+                        for (sum, b) in sums.iter_mut().zip(b) {
+                            *sum = simd.mul_add_f32s(a, b, *sum);
+                        }
+                    }
+                })*};
             }
+            // The tallest tiles take nearly all the time: a chunk without branches is worth its code.
+            if chunked && ROWS + 2 >= tile_rows::<S>() && steps == CHUNK {
+                steps!(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            } else {
+                for step in 0..steps {
+                    steps!(step);
+                }
+            }
+            right = right.wrapping_add(steps * WIDTH);
             chunk = chunk.wrapping_add(left.chunk_step);
             rest -= steps;
         }
@@ -389,7 +400,9 @@ impl<'x, X: Fn(usize) -> &'x [f32], R: Right> Part<'_, X, R> {
         let Self { x, right, bias, y, add, rows, columns } = self;
         let (n, k, height) = (right.n(), right.k(), tile_rows::<S>());
         let block_rows = if R::UNPACKS { BLOCK_ROWS_UNPACKED } else { BLOCK_ROWS };
-        let row_step = block_rows / height * height;
+        // Of equal height: a last one of a few rows would take all panels for itself.
+        let blocks = rows.len().div_ceil(block_rows).max(1);
+        let row_step = rows.len().div_ceil(blocks).next_multiple_of(height);
         let k_step = if R::UNPACKS && rows.len() <= height { BLOCK_K_ONCE } else { BLOCK_K };
         let k_step = k_step.min(k).next_multiple_of(CHUNK).max(CHUNK);
         let tile_len = packed_len(height, k_step);

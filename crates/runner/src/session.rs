@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use hooks::{ActivationSink, Batch, Edit, Edits, HookPoint, Plan, Site};
+use kernels::elementwise::add;
 
 use crate::cache::KvCache;
 use crate::layers::{Away, Pass};
@@ -132,7 +133,7 @@ impl<'m> Session<'m> {
     fn enter(&self, embeddings: Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
         let embeddings = pass.point(HookPoint::EMBED, pass.bring(0, embeddings)?)?;
         Ok(match self.model.decoder.embed_positions(pass)? {
-            Some(positions) => (embeddings + pass.point(HookPoint::POS_EMBED, positions)?)?,
+            Some(positions) => add(&embeddings, &pass.point(HookPoint::POS_EMBED, positions)?)?,
             None => embeddings,
         })
     }

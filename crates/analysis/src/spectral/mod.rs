@@ -187,7 +187,7 @@ pub struct Run {
     /// The graphs.
     pub graphs: Graphs,
     /// How eigenvalues are found; for `Iterative` all presets but [`Preset::Controlled`]
-    /// take [`Exactness::DenseF32`].
+    /// take [`Exactness::DenseF64`].
     pub exactness: Exactness,
 }
 
@@ -195,7 +195,7 @@ impl Run {
     /// How eigenvalues are found in fact.
     pub fn effective_exactness(&self) -> Exactness {
         match (self.preset, self.exactness) {
-            (Preset::Paper | Preset::Library03, Exactness::Iterative) => Exactness::DenseF32,
+            (Preset::Paper | Preset::Library03, Exactness::Iterative) => Exactness::DenseF64,
             (_, exactness) => exactness,
         }
     }
@@ -203,7 +203,7 @@ impl Run {
 
 impl From<Preset> for Run {
     /// `Controlled` on every head and the mean, iteratively; `Paper` and `Library03` on
-    /// the mean, dense in `f32`.
+    /// the mean, dense in `f64`.
     fn from(preset: Preset) -> Self {
         let graphs = match preset {
             Preset::Controlled => Graphs::HeadsAndMean,

@@ -199,20 +199,38 @@ impl WithSimd for PartAt<'_> {
 
 #[inline(always)]
 fn softmax(line: &mut [f32]) {
+    const SUMS: usize = WIDTH / 2;
     let mut tops = [f32::NEG_INFINITY; WIDTH];
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, rest) = line.as_chunks::<WIDTH>();
     for chunk in chunks {
         for (top, &score) in tops.iter_mut().zip(chunk) {
-            *top = if score > *top { score } else { *top };
+            *top = larger(*top, score);
         }
     }
-    let top = tops.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    let mut sums = [0.0; WIDTH / 2];
-    for chunk in line.chunks_mut(WIDTH / 2) {
+    for (top, &score) in tops.iter_mut().zip(rest) {
+        *top = larger(*top, score);
+    }
+    let mut width = WIDTH;
+    while width > 1 {
+        width /= 2;
+        let (low, high) = tops.split_at_mut(width);
+        for (low, &high) in low.iter_mut().zip(&*high) {
+            *low = larger(*low, high);
+        }
+    }
+    let top = tops[0];
+    let mut sums = [0.0; SUMS];
+    let (chunks, rest) = line.as_chunks_mut::<SUMS>();
+    for chunk in chunks {
         for (sum, score) in sums.iter_mut().zip(chunk) {
             *score = exp(*score - top);
             *sum += f64::from(*score);
         }
+    }
+    for (sum, score) in sums.iter_mut().zip(rest) {
+        *score = exp(*score - top);
+        *sum += f64::from(*score);
     }
     let share = 1.0 / sums.iter().sum::<f64>();
     for p in line {

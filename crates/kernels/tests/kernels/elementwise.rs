@@ -1,6 +1,7 @@
 use candle_core::{Device, Tensor};
 use kernels::Error;
 use kernels::activation::{ActivationFunction, activate, gated};
+use kernels::elementwise::{add, scale, soft_cap};
 use kernels::norm::{layer_norm, rms_norm};
 use kernels::reference;
 use kernels::rotary::{RotaryTables, rotary};
@@ -68,6 +69,43 @@ fn gated_halves_of_one_tensor() {
     let (gate, up) = (data.tensor(&[2, 3]), data.tensor(&[2, 4]));
     let result = gated(ActivationFunction::Silu, &gate, &up);
     assert!(matches!(result, Err(Error::Shape { what: "up", .. })));
+}
+
+#[test]
+fn sums_multiples_and_caps_are_the_reference() {
+    for n in testkit::cases::SIZES {
+        let mut data = Data::new(n as u64);
+        let fused = guarded(&data.tensor(&[3, 2 * n]));
+        let (x, y) = (fused.narrow(1, 0, n).unwrap(), fused.narrow(1, n, n).unwrap());
+        let numbers = |x: &Tensor| -> Vec<f64> {
+            let numbers: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+            numbers.into_iter().map(f64::from).collect()
+        };
+        let (xs, ys) = (numbers(&x), numbers(&y));
+        let sums: Vec<f64> = xs.iter().zip(&ys).map(|(x, y)| x + y).collect();
+        let once = Tolerance::relative(6e-8, "one rounding");
+        assert_tensor_close("add", &add(&x, &y).unwrap(), &[3, n], &sums, once);
+        let multiples: Vec<f64> = xs.iter().map(|x| -12.3 * x).collect();
+        let twice = Tolerance::relative(1.2e-7, "the factor's rounding and the product's");
+        assert_tensor_close("scale", &scale(&x, -12.3).unwrap(), &[3, n], &multiples, twice);
+        for cap in [0.1, 30.0] {
+            let capped: Vec<f64> = xs.iter().map(|x| cap * (x / cap).tanh()).collect();
+            let tolerance = Tolerance::relative(5e-7, "3 ulps of tanh, four roundings");
+            let result = soft_cap(&x, cap).unwrap();
+            assert_tensor_close(&format!("cap {cap}"), &result, &[3, n], &capped, tolerance);
+        }
+        let again = on_threads(1, || add(&x, &y).unwrap());
+        assert_tensor_bits("threads", &again, &add(&x, &y).unwrap());
+    }
+    let x = Tensor::new(&[f32::NAN, f32::INFINITY, 1e30], &Device::Cpu).unwrap();
+    let capped: Vec<f32> = soft_cap(&x, 50.0).unwrap().to_vec1().unwrap();
+    assert!(capped[0].is_nan());
+    assert_eq!(capped[1..], [50.0, 50.0]);
+    for cap in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(matches!(soft_cap(&x, cap), Err(Error::Range { what: "cap", .. })), "{cap}");
+    }
+    let narrow = x.narrow(0, 0, 2).unwrap();
+    assert!(matches!(add(&x, &narrow), Err(Error::Shape { what: "y", .. })));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use hooks::Site;
+use kernels::elementwise::{add, scale};
 
 use super::{Attention, Mixture, Mlp, Norm, Pass};
 use crate::Result;
@@ -67,7 +68,7 @@ impl Branch {
             None => output,
         };
         let output = match self.multiplier {
-            Some(multiplier) => (output * multiplier)?,
+            Some(multiplier) => scale(&output, multiplier)?,
             None => output,
         };
         pass.site(site, layer, output)
@@ -97,7 +98,7 @@ impl Block {
         let x = self.first.input(Site::Ln1Normalized, layer, &pre, pass)?;
         let attn = self.attention.forward(layer, &x, cache, pass)?;
         let attn = self.first.output(Site::AttnOut, layer, attn, pass)?;
-        let mid = (&pre + attn)?;
+        let mid = add(&pre, &attn)?;
         let (mid, read) = match self.residual {
             Residual::Serial => {
                 let mid = pass.site(Site::ResidMid, layer, mid)?;
@@ -111,7 +112,7 @@ impl Block {
             FeedForward::Mixture(mixture) => mixture.forward(layer, &x, pass)?,
         };
         let mlp = self.second.output(Site::MlpOut, layer, mlp, pass)?;
-        let resid = pass.site(Site::ResidPost, layer, (mid + mlp)?)?;
+        let resid = pass.site(Site::ResidPost, layer, add(&mid, &mlp)?)?;
         pass.end_layer(layer)?;
         Ok(resid)
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use hooks::{Activation, HookPoint, Request};
+use kernels::elementwise::{scale, soft_cap};
 
 use super::{Block, Embedding, Norm, Pass, Projections};
 use crate::Result;
@@ -49,10 +50,10 @@ impl Decoder {
     fn unembed(&self, normalized: &Tensor) -> Result<Tensor> {
         let mut logits = self.unembedding.forward(normalized)?;
         if let Some(multiplier) = self.logits.multiplier {
-            logits = (logits * multiplier)?;
+            logits = scale(&logits, multiplier)?;
         }
         if let Some(cap) = self.logits.soft_cap {
-            logits = ((logits * (1.0 / cap))?.tanh()? * cap)?;
+            logits = soft_cap(&logits, cap)?;
         }
         Ok(logits)
     }

@@ -1,6 +1,7 @@
 //! Token and position embeddings.
 
 use candle_core::Tensor;
+use kernels::elementwise::scale;
 
 use super::Projections;
 use crate::Result;
@@ -39,7 +40,7 @@ impl Embedding {
         };
         let rows = table.single().rows(&ids)?;
         let rows = match self.multiplier {
-            Some(multiplier) => (rows * multiplier)?,
+            Some(multiplier) => scale(&rows, multiplier)?,
             None => rows,
         };
         let width = rows.dim(1)?;
