@@ -9,6 +9,7 @@ mod progress;
 mod verdicts;
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -82,9 +83,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn carry_out(cli: &Cli) -> anyhow::Result<()> {
-    if let Some(threads) = cli.shared.threads {
-        engine::set_threads(threads.get())?;
-    }
+    engine::set_threads(cli.shared.threads.map_or(0, NonZeroUsize::get))?;
     let shared = &cli.shared;
     match &cli.command {
         Command::Demo(demo) => {

@@ -150,8 +150,9 @@ fn memory() -> Option<(u64, u64)> {
 /// Most threads that can be asked for.
 const MAX_THREADS: usize = 1024;
 
-/// Bounds the thread pool that every operation uses. Works once, before any of
-/// them has run.
+/// Sets the number of threads that operations share, the calling one among them: it then
+/// works where another thread would wait for its commands, which are many and short. 0 takes
+/// as many as there are cores. Works once, before any operation has run.
 ///
 /// # Errors
 ///
@@ -163,6 +164,7 @@ pub fn set_threads(threads: usize) -> Result<()> {
     }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
+        .use_current_thread()
         .build_global()
         .map_err(|error| Error::Threads { threads, reason: error.to_string() })
 }

@@ -21,9 +21,12 @@ pub struct Top {
 impl Top {
     fn of(values: &[f64], k: usize) -> Self {
         let mut order: Vec<usize> = (0..values.len()).collect();
-        // The sort is stable, hence the lower index first.
-        order.sort_by(|&i, &j| values[j].total_cmp(&values[i]));
-        order.truncate(k);
+        let larger_first = |i: &usize, j: &usize| values[*j].total_cmp(&values[*i]).then(i.cmp(j));
+        if k < order.len() {
+            order.select_nth_unstable_by(k, larger_first);
+            order.truncate(k);
+        }
+        order.sort_unstable_by(larger_first);
         Self { values: order.iter().map(|&i| values[i]).collect(), indices: order }
     }
 }
