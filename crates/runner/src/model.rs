@@ -107,7 +107,8 @@ impl Model {
             },
             Placement::Devices(devices) => {
                 let home = Home::new(devices, info.n_layers(), options.dtype.on_gpu())?;
-                (config.decoder(&PlacedWeights::new(weights, &home))?, Some(home))
+                let decoder = config.decoder(&PlacedWeights::new(weights, &home));
+                (decoder.map_err(|error| home.explained(error))?, Some(home))
             }
         };
         Ok(Self { config, info, decoder, home })
@@ -115,6 +116,14 @@ impl Model {
 
     pub(crate) fn home(&self) -> Option<&Home> {
         self.home.as_ref()
+    }
+
+    /// An error of a pass, with what the devices say beside it.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        match &self.home {
+            Some(home) => home.explained(error),
+            None => error,
+        }
     }
 
     /// The configuration that the model was loaded with.

@@ -98,9 +98,30 @@ impl Home {
     /// What enters a layer, where the layer is and in the model's dtype.
     pub(crate) fn bring(&self, layer: usize, resid: Tensor) -> Result<Tensor> {
         let device = self.layers.get(layer).unwrap_or(&self.last);
-        let resid =
-            if resid.device().same_device(device) { resid } else { resid.to_device(device)? };
+        let resid = kernels::cuda::bring("bringing activations to a layer", &resid, device)?;
         Ok(resid.to_dtype(self.dtype)?)
+    }
+
+    /// An error with what a device says beside it: a full memory with how much of it is free, of
+    /// several devices that of the fullest.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        let error = match error {
+            Error::Kernel(error) => error,
+            Error::Hooks(hooks::Error::Tensor(error)) => {
+                match kernels::Error::of_device("editing activations", error) {
+                    Ok(error) => error,
+                    Err(error) => return Error::Hooks(hooks::Error::Tensor(error)),
+                }
+            }
+            error => return error,
+        };
+        let free = |device: &&Device| kernels::cuda::free_bytes(device).unwrap_or(u64::MAX);
+        if let kernels::Error::OutOfMemory { free: None, .. } = error
+            && let Some(fullest) = self.layers.iter().chain([&self.first]).min_by_key(free)
+        {
+            return Error::Kernel(error.asking(None, fullest));
+        }
+        Error::Kernel(error)
     }
 }
 
@@ -186,5 +207,24 @@ mod tests {
         let resid = Tensor::new(&[1.0f32, 2.0], &Device::Cpu).unwrap();
         assert_eq!(home.bring(0, resid).unwrap().dtype(), DType::BF16);
         assert!(matches!(Home::new(&[], 2, DType::F32), Err(Error::NoDevice)));
+    }
+
+    #[test]
+    fn a_device_is_asked_about_nothing_but_its_memory() {
+        let home = Home::new(&[Device::Cpu], 2, DType::F32).unwrap();
+        let full = kernels::Error::OutOfMemory { op: "matmul", asked: Some(9), free: None };
+        let error = home.explained(full.into());
+        // Main memory has no number of its own.
+        assert!(
+            matches!(error, Error::Kernel(kernels::Error::OutOfMemory { asked: Some(9), .. })),
+            "{error}"
+        );
+        // What an edit met is the device's, too.
+        let plain = candle_core::Error::NotCompiledWithCudaSupport;
+        let error = home.explained(hooks::Error::Tensor(plain).into());
+        assert!(matches!(error, Error::Kernel(kernels::Error::NoCuda)), "{error}");
+        let other = hooks::Error::Tensor(candle_core::Error::Msg("other".to_owned()));
+        assert!(matches!(home.explained(other.into()), Error::Hooks(hooks::Error::Tensor(_))));
+        assert!(matches!(home.explained(Error::NoDevice), Error::NoDevice));
     }
 }

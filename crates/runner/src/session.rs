@@ -95,8 +95,9 @@ impl<'m> Session<'m> {
             let away = outbox.as_mut().map(|(home, outbox)| Away::new(home, outbox));
             let infos = &self.model.info().layers;
             let mut pass = Pass::new(infos, &self.plan, edits, batch, sink, away);
-            self.run(input, layers.start..last, cache, &mut pass)?;
-            pass.finish()?;
+            let done = self.run(input, layers.start..last, cache, &mut pass);
+            let done = done.and_then(|()| pass.finish());
+            done.map_err(|error| self.model.explained(error))?;
             if let Some((home, outbox)) = outbox {
                 home.put_back(outbox);
             }
