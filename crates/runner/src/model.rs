@@ -55,7 +55,8 @@ pub struct LoadOptions {
 
 /// A loaded model.
 ///
-/// A model does not change after loading; several threads may run it at once.
+/// A model does not change after loading; several threads may run it at once. On devices their passes
+/// take turns.
 #[derive(Debug)]
 pub struct Model {
     config: Config,

@@ -8,6 +8,7 @@ use hooks::{ActivationSink, Batch, Edit, Edits, HookPoint, Plan, Site};
 use crate::cache::KvCache;
 use crate::layers::{Away, Pass};
 use crate::model::Model;
+use crate::placement::Home;
 use crate::{Error, Result};
 
 /// What enters the model.
@@ -91,6 +92,7 @@ impl<'m> Session<'m> {
 
         sink.begin(batch)?;
         if !self.plan.is_empty() || cache.keeps() {
+            let _turn = self.model.home().map(Home::turn).transpose()?;
             let mut outbox = self.model.home().map(|home| (home, home.outbox()));
             let away = outbox.as_mut().map(|(home, outbox)| Away::new(home, outbox));
             let infos = &self.model.info().layers;

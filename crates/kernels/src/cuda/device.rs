@@ -62,12 +62,8 @@ pub(super) fn gpus() -> Result<Vec<Gpu>> {
 }
 
 /// See [`super::gpu::open`].
-///
-/// On a stream of its own. The default one of candle's is that of whichever thread calls, on
-/// whichever GPU this thread used last: what one thread or one GPU lets go there, another could be
-/// given while it is still read.
 pub(super) fn open(ordinal: usize) -> Result<Device> {
-    let device = Device::new_cuda_with_stream(ordinal).map_err(Error::candle("opening the gpu"))?;
+    let device = Device::new_cuda(ordinal).map_err(Error::candle("opening the gpu"))?;
     prepare(&device)?;
     Ok(device)
 }
@@ -92,7 +88,8 @@ pub fn prepare(device: &Device) -> Result<()> {
     with_loaded(OP, device, |_| Ok(()))
 }
 
-/// Runs a plan whose inputs are all on one GPU, on its stream, without waiting for the end.
+/// Runs a plan whose inputs are all on one GPU, on this thread's stream there, without waiting for
+/// the end. For what another thread is still making, [`wait`](super::wait) first.
 ///
 /// # Errors
 ///
@@ -129,6 +126,11 @@ pub(super) fn memory(device: &CudaDevice) -> Result<(u64, u64)> {
     let stream = device.cuda_stream();
     let (free, total) = stream.context().mem_get_info().map_err(Error::driver("free memory"))?;
     Ok((free as u64, total as u64))
+}
+
+/// See [`super::wait`].
+pub(super) fn wait(device: &CudaDevice) -> Result<()> {
+    device.cuda_stream().context().synchronize().map_err(Error::driver("waiting for the gpu"))
 }
 
 /// Lets what `later` does from now on wait for what `sooner` was told until now, where both are
@@ -282,7 +284,8 @@ fn with_loaded<R>(
     let mut all = loaded();
     let all = all.get_or_insert_with(HashMap::new);
     if context.is_event_tracking() {
-        // SAFETY: one stream of a device computes. Another one copies to main memory, waits for the
+        // SAFETY: one stream of a thread computes on a device, and another thread waits for it
+        // before it computes there (`wait`). Another stream copies to main memory, waits for the
         // first by an event of its own, and what it reads lives until it is done (`PinnedCopy`);
         // copies from device to device wait for both (`in_turn`). So the two events of every
         // allocation, which cost as much as a small launch, order nothing.

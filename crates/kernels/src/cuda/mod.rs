@@ -132,6 +132,22 @@ pub fn memory(device: &Device) -> Result<Option<(u64, u64)>> {
     }
 }
 
+/// Waits for all that any thread has told a GPU to do.
+///
+/// Each thread has a stream of its own on a GPU. So before a thread works with what another one has
+/// left there, or lets that go, it must wait once.
+///
+/// # Errors
+///
+/// [`Error::Lost`], or what the driver says instead.
+pub fn wait(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::wait(device),
+        _ => Ok(()),
+    }
+}
+
 /// A tensor on a device: itself where it is there, else a copy. Neither device is waited for, and
 /// the memory of the one can be let go at once: it serves nothing else before it is read.
 ///
