@@ -151,7 +151,7 @@ fn load(words: &[String]) -> Outcome<Model> {
         "f16" => WeightDtype::F16,
         _ => return Err("no such dtype".into()),
     };
-    let placement = device.parse::<DeviceChoice>()?.open()?;
+    let placement = device.parse::<DeviceChoice>()?.open()?.placement;
     Ok(Model::load(&Source::resolve(folder)?, &LoadOptions { placement, dtype })?)
 }
 

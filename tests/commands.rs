@@ -279,14 +279,35 @@ fn devices_are_chosen_by_name() {
     };
     on("gpu").code(2);
     // A build without CUDA, or a machine without so many GPUs.
-    let stderr = on("cuda:1023").code(4).stderr;
-    if run(["doctor", "--json"]).code(0).json()["cuda"]["built_for"].is_null() {
-        assert!(stderr.contains("this build has no CUDA"), "{stderr}");
-        assert!(stderr.contains("--device cpu"), "{stderr}");
-        on("auto").code(0);
+    let absent = on("cuda:1023").code(4).stderr;
+    assert!(!out.exists(), "a run without its device began");
+    let cuda = run(["doctor", "--json"]).code(0).json()["cuda"].take();
+    if cuda["built_for"].is_null() {
+        assert!(absent.contains("this build has no CUDA"), "{absent}");
+        assert!(absent.contains("--device cpu"), "{absent}");
+    } else {
+        let named = absent.contains("no gpu to run on") || absent.contains("no CUDA driver");
+        assert!(named && !absent.contains("panicked"), "{absent}");
     }
-    assert!(!stderr.is_empty());
-    on("cpu").code(0);
+    let check = ["models", "tiny-mixtral", "--check", "--quiet", "--device", "cuda:1023"];
+    assert_eq!(run(check).code(4).stderr, absent);
+    run(["models", "tiny-mixtral", "--device", "cpu"]).code(2);
+    assert_eq!(on("cpu").code(0).stderr, "");
+
+    // The choice is the engine's: one line where a build with CUDA finds no GPU, none where there is
+    // nothing to expect.
+    if cuda["gpus"].as_array().unwrap().is_empty() {
+        let stderr = on("auto").code(0).stderr;
+        assert_eq!(stderr.is_empty(), cuda["built_for"].is_null(), "{stderr}");
+        assert!(stderr.lines().count() <= 1, "{stderr}");
+        if let Some(line) = stderr.lines().next() {
+            assert!(line.starts_with("running on the cpu: "), "{line}");
+            assert!(line.contains("--device cpu") && line.contains("--device cuda"), "{line}");
+        }
+        let manifest = std::fs::read_to_string(out.join("manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_str(&manifest).unwrap();
+        assert_eq!(manifest["device"]["used"], "cpu", "{manifest}");
+    }
 }
 
 #[test]

@@ -18,9 +18,9 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use clap::error::ErrorKind;
 use engine::{
-    Arguments, CaptureOptions, CheckOptions, Exactness, Fault, Form, FunctionalKind,
+    Arguments, CaptureOptions, CheckOptions, DeviceChoice, Exactness, Fault, Form, FunctionalKind,
     FunctionalValues, GraphChoice, Graphs, Item, Job, Keep, LabelOptions, Laplacian, ModelChoice,
-    Of, Part, Prefixes, Probing, PromptSource, QuadratureOptions, Special, SpectralOptions,
+    Of, Part, Prefixes, Probing, PromptSource, QuadratureOptions, Reason, Special, SpectralOptions,
     StoredType, Tokenization, WeightDtype, Written,
 };
 use serde::Serialize;
@@ -101,12 +101,15 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                     args::Stored::Bf16 => StoredType::BF16,
                 },
             };
-            run(shared, Job { capture: Some(options), ..job(&capture.run)? })
+            run(shared, Job { capture: Some(options), ..job(shared, &capture.run)? })
         }
         Command::Spectral(spectral) => {
             if let Some(from) = &spectral.verdicts.score_only {
                 let mut meter = Meter::new(shared.quiet);
-                return emit(shared, &engine::score(job(&spectral.run)?, from, &mut meter)?);
+                return emit(
+                    shared,
+                    &engine::score(job(shared, &spectral.run)?, from, &mut meter)?,
+                );
             }
             let options = SpectralOptions {
                 presets: spectral
@@ -152,11 +155,12 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                 groups: spectral.verdicts.groups.clone(),
                 positive: spectral.verdicts.positive.clone(),
             });
-            run(shared, Job { spectral: Some(options), labels, ..job(&spectral.run)? })
+            run(shared, Job { spectral: Some(options), labels, ..job(shared, &spectral.run)? })
         }
-        Command::Routing(routing) => {
-            run(shared, Job { routing: Some(routing.run.layers.clone()), ..job(&routing.run)? })
-        }
+        Command::Routing(routing) => run(
+            shared,
+            Job { routing: Some(routing.run.layers.clone()), ..job(shared, &routing.run)? },
+        ),
         Command::Show(show) => {
             if let Some(functional) = show.functional {
                 return emit(shared, &functional_of(show, functional)?);
@@ -212,7 +216,7 @@ fn look_at(shared: &Shared, models: &ModelsArgs) -> anyhow::Result<()> {
         return emit(shared, &engine::families());
     };
     if models.check {
-        let options = check_options(model, &models.over);
+        let options = check_options(shared, model, &models.over)?;
         return emit(shared, &engine::check(&options, &mut Meter::new(shared.quiet))?);
     }
     let explained = engine::explain(model, models.context, &mut Meter::new(shared.quiet))?;
@@ -221,13 +225,13 @@ fn look_at(shared: &Shared, models: &ModelsArgs) -> anyhow::Result<()> {
     explained.refusal.map_or(Ok(()), |error| Err(error.into()))
 }
 
-fn check_options(model: &str, args: &CheckArgs) -> CheckOptions {
+fn check_options(shared: &Shared, model: &str, args: &CheckArgs) -> anyhow::Result<CheckOptions> {
     let prompts = match (&args.prompts, &args.token_ids) {
         (None, None) if args.prompt.is_empty() => None,
         _ => Some(prompt_source(&args.prompt, args.prompts.as_deref(), args.token_ids.as_deref())),
     };
-    CheckOptions {
-        model: model.to_owned(),
+    Ok(CheckOptions {
+        model: model_choice(shared, model, &args.device, args.dtype)?,
         reference: args.reference.clone(),
         prompts,
         tokenization: Tokenization {
@@ -235,7 +239,7 @@ fn check_options(model: &str, args: &CheckArgs) -> CheckOptions {
             max_tokens: args.max_tokens,
             ..Tokenization::default()
         },
-    }
+    })
 }
 
 fn prompt_source(texts: &[String], file: Option<&Path>, token_ids: Option<&Path>) -> PromptSource {
@@ -276,22 +280,36 @@ fn run(shared: &Shared, job: Job) -> anyhow::Result<()> {
     emit(shared, &Judgement { outcome, verdicts })
 }
 
+/// A model on the device that was asked for. Who left that open is told once if it is the CPU and a
+/// GPU could be expected: a driver that fails in so many words also where progress is not shown.
+fn model_choice(
+    shared: &Shared,
+    model: &str,
+    device: &DeviceChoice,
+    dtype: args::Dtype,
+) -> anyhow::Result<ModelChoice> {
+    let device = device.open()?;
+    if let Some(note) = device.note()
+        && !(shared.quiet && matches!(device.reason, Reason::NoCuda { .. }))
+    {
+        let _ = writeln!(std::io::stderr(), "{note}");
+    }
+    let dtype = match dtype {
+        args::Dtype::Auto => WeightDtype::AsStored,
+        args::Dtype::F32 => WeightDtype::F32,
+        args::Dtype::Bf16 => WeightDtype::Bf16,
+        args::Dtype::F16 => WeightDtype::F16,
+    };
+    Ok(ModelChoice { model: model.to_owned(), device, dtype })
+}
+
 /// A job that measures nothing yet.
-fn job(args: &RunArgs) -> anyhow::Result<Job> {
+fn job(shared: &Shared, args: &RunArgs) -> anyhow::Result<Job> {
     let prompts = &args.prompts;
     let source =
         prompt_source(&prompts.prompt, prompts.prompts.as_deref(), prompts.token_ids.as_deref());
     Ok(Job {
-        model: ModelChoice {
-            model: args.model.model.clone(),
-            placement: args.model.device.open()?,
-            dtype: match args.model.dtype {
-                args::Dtype::Auto => WeightDtype::AsStored,
-                args::Dtype::F32 => WeightDtype::F32,
-                args::Dtype::Bf16 => WeightDtype::Bf16,
-                args::Dtype::F16 => WeightDtype::F16,
-            },
-        },
+        model: model_choice(shared, &args.model.model, &args.model.device, args.model.dtype)?,
         prompts: source,
         tokenization: Tokenization {
             special: special(args.no_bos),

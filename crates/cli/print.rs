@@ -5,8 +5,8 @@ use std::io::{Result, Write};
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use engine::{
     ChatTemplate, Check, Contents, Cuda, Demo, Divergence, Doctor, Explained, Families,
-    FunctionalMean, FunctionalValues, Measured, Outcome, Report, RoutingSummary, Rows, Shown,
-    Sizes, SpectralSummary, TensorValues, Windows, human,
+    FunctionalMean, FunctionalValues, Measured, Outcome, PointDifference, Points, Report,
+    RoutingSummary, Rows, Shown, Sizes, SpectralSummary, TensorValues, Windows, human,
 };
 use serde_json::Value;
 
@@ -617,7 +617,49 @@ impl Print for Check {
         ];
         let head = ["nats per token", "mean", "median", "max", "in text"];
         writeln!(out, "\n{}", table(&head, rows))?;
+        if let Some(points) = &self.points {
+            points.print(out)?;
+        }
         facts(&[("verdict", self.verdict.clone())], out)
+    }
+}
+
+impl Print for Points {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        let size = |difference: Option<f64>| {
+            difference.map_or_else(|| "not finite".to_owned(), |size| format!("{size:.1e}"))
+        };
+        let row = |found: &PointDifference| {
+            let layer = found.layer.map_or_else(String::new, |layer| layer.to_string());
+            vec![found.point.clone(), size(found.difference), layer]
+        };
+        let head = ["hook point", "largest difference", "in layer"];
+        writeln!(out, "\n{}", table(&head, self.differences.iter().map(row)))?;
+        let largest = self.largest().map_or_else(String::new, |found| {
+            format!("{} at {}", size(found.difference), found.point)
+        });
+        let tokens = human::count(self.tokens as u64, "token");
+        let mut rows = vec![
+            (
+                "device",
+                format!("{} in {}, beside the cpu in f32, {tokens}", self.device, self.dtype),
+            ),
+            ("largest difference", largest),
+            ("tolerance", format!("{:.1e}", self.tolerance)),
+        ];
+        if let Some(other) = &self.other_experts {
+            let tokens = human::count(other.tokens as u64, "token");
+            rows.push((
+                "other experts",
+                format!(
+                    "of {tokens} in layer {}, whose probabilities differ by at most {:.1e}; what \
+                     comes behind is not compared",
+                    other.layer, other.margin
+                ),
+            ));
+        }
+        facts(&rows, out)?;
+        writeln!(out)
     }
 }
 

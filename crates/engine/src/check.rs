@@ -3,16 +3,26 @@
 //! Both models run over the same tokens. Of each text the residual streams behind
 //! the last layer are kept, and logits are made from them some positions at a
 //! time: two tensors `[T, d_vocab]` are never held.
+//!
+//! The reference always runs on the CPU. A model on a device is compared with
+//! itself there, at every hook point, too.
+
+mod points;
 
 use analysis::divergence::{Accumulator, Comparison, Place, Spread};
 use candle_core::Tensor;
+pub use points::{OtherExperts, PointDifference, Points};
+
 use hooks::{ActivationCache, Batch, Edits, HookPoint, Plan, Row, Site, Wanted};
-use runner::{Input, Inventory, KvCache, LoadOptions, Model, Source, Tokenizer, WeightDtype};
+use runner::{
+    Input, Inventory, KvCache, LoadOptions, Model, Placement, Source, Tokenizer, WeightDtype,
+};
 use serde::Serialize;
 
+use crate::job::ModelChoice;
 use crate::models::resolve;
 use crate::prompts::{Prompt, PromptSource};
-use crate::run::load_tokenizer;
+use crate::run::{load, load_tokenizer};
 use crate::tokens::{Inputs, Tokenization};
 use crate::{Error, Progress, Result, human};
 
@@ -26,9 +36,9 @@ const TEXT: &str = include_str!("../../../assets/check.txt");
 #[derive(Clone, Debug)]
 pub struct CheckOptions {
     /// The model.
-    pub model: String,
-    /// Another checkpoint of the same vocabulary; `None`: the model itself, with
-    /// its weights in `f32`.
+    pub model: ModelChoice,
+    /// Another checkpoint of the same vocabulary; `None`: the model itself, on the
+    /// CPU, with its weights in `f32`.
     pub reference: Option<String>,
     /// The texts; `None`: one that is part of the program.
     pub prompts: Option<PromptSource>,
@@ -44,6 +54,8 @@ pub enum Against {
     Unpacked,
     /// The same file, whose weights are not quantized.
     Itself,
+    /// The same file on the CPU, while the model runs on a device.
+    Cpu,
     /// Another checkpoint.
     Reference,
 }
@@ -75,6 +87,10 @@ pub struct Check {
     pub perplexity: f64,
     /// Perplexity under the reference.
     pub reference_perplexity: f64,
+    /// Every hook point beside the CPU's, where the model runs on a device and is
+    /// compared with itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub points: Option<Points>,
     /// What to make of it.
     pub verdict: String,
 }
@@ -102,7 +118,7 @@ pub struct Divergence {
 /// [`Error::NoTokenizer`] for text without a tokenizer, [`Error::ShortText`], and
 /// those of prompts and of loading.
 pub fn check(options: &CheckOptions, progress: &mut dyn Progress) -> Result<Check> {
-    let source = resolve(&options.model, progress)?.source;
+    let source = resolve(&options.model.model, progress)?.source;
     let mut info = runner::read_config(&source)?.info();
     let reference = match &options.reference {
         Some(reference) => Some(resolve(reference, progress)?.source),
@@ -113,7 +129,7 @@ pub fn check(options: &CheckOptions, progress: &mut dyn Progress) -> Result<Chec
         let other = runner::read_config(reference)?.info();
         if other.d_vocab != info.d_vocab {
             return Err(Error::Vocabularies {
-                model: options.model.clone(),
+                model: options.model.model.clone(),
                 d_vocab: info.d_vocab,
                 reference: options.reference.clone().unwrap_or_default(),
                 reference_d_vocab: other.d_vocab,
@@ -143,25 +159,35 @@ pub fn check(options: &CheckOptions, progress: &mut dyn Progress) -> Result<Chec
         None => None,
     };
 
+    let ModelChoice { device, dtype, .. } = &options.model;
+    let on_device = matches!(device.placement, Placement::Devices(_));
     let quantized = Inventory::of(&source)?.quantized_parameters > 0;
-    let against = match (&reference, quantized) {
-        (Some(_), _) => Against::Reference,
-        (None, true) => Against::Unpacked,
-        (None, false) => Against::Itself,
+    let against = match (&reference, on_device, quantized && *dtype == WeightDtype::AsStored) {
+        (Some(_), ..) => Against::Reference,
+        (None, true, _) => Against::Cpu,
+        (None, false, true) => Against::Unpacked,
+        (None, false, false) => Against::Itself,
     };
-    let load = |source: &Source, dtype| {
-        Model::load(source, &LoadOptions { dtype, ..LoadOptions::default() })
-    };
-    let model = load(&source, WeightDtype::AsStored)?;
+    let on_cpu =
+        |source: &Source, dtype| load(source, &LoadOptions { dtype, ..LoadOptions::default() });
+    let model = load(&source, &options.model.load_options())?;
     // Without quantized weights the model is held in one way only.
     let other = match against {
         Against::Reference => {
-            Some(load(reference.as_ref().unwrap_or(&source), WeightDtype::AsStored)?)
+            Some(on_cpu(reference.as_ref().unwrap_or(&source), WeightDtype::AsStored)?)
         }
-        Against::Unpacked => Some(load(&source, WeightDtype::F32)?),
+        Against::Cpu => Some(on_cpu(&source, WeightDtype::AsStored)?),
+        Against::Unpacked => Some(on_cpu(&source, WeightDtype::F32)?),
         Against::Itself => None,
     };
     let other = other.as_ref().unwrap_or(&model);
+    let points = match against {
+        Against::Cpu => {
+            let (device, tokens) = (device.placement.to_string(), inputs.get(0)?.tokens);
+            Some(points::compare(other, &model, device, *dtype, &tokens)?)
+        }
+        _ => None,
+    };
 
     let mut found = Accumulator::default();
     progress.begin(lengths.tokens.iter().map(|&n| u64::from(n)).sum(), 0);
@@ -190,7 +216,7 @@ pub fn check(options: &CheckOptions, progress: &mut dyn Progress) -> Result<Chec
     }
     let comparison = found.finish().ok_or(Error::ShortText)?;
     let ids: Vec<String> = inputs.prompts().iter().map(|prompt| prompt.id.clone()).collect();
-    summary(options, against, &ids, &comparison)
+    summary(options, against, points, &ids, &comparison)
 }
 
 /// The reference's tokenizer, where it has one that can be used.
@@ -269,6 +295,7 @@ fn batch_of(tokens: &[u32]) -> Result<Batch> {
 fn summary(
     options: &CheckOptions,
     against: Against,
+    points: Option<Points>,
     ids: &[String],
     found: &Comparison,
 ) -> Result<Check> {
@@ -285,10 +312,11 @@ fn summary(
         return Err(Error::ShortText);
     };
     Ok(Check {
-        model: options.model.clone(),
-        reference: match &options.reference {
-            Some(reference) => reference.clone(),
-            None => format!("{} in f32", options.model),
+        model: options.model.model.clone(),
+        reference: match (&options.reference, against) {
+            (Some(reference), _) => reference.clone(),
+            (None, Against::Cpu) => format!("{} on the cpu", options.model.model),
+            (None, _) => format!("{} in f32", options.model.model),
         },
         against,
         texts: ids.len(),
@@ -300,17 +328,25 @@ fn summary(
         predicted: found.n_predicted,
         perplexity,
         reference_perplexity,
-        verdict: verdict(against, found),
+        verdict: verdict(against, points.as_ref(), found),
+        points,
     })
 }
 
-fn verdict(against: Against, found: &Comparison) -> String {
+fn verdict(against: Against, points: Option<&Points>, found: &Comparison) -> String {
     match against {
         Against::Reference => format!(
             "a token loses {:.3e} nats on average; the same token comes first at {:.2} % of positions",
             found.forward.mean,
             100.0 * found.top_agreement
         ),
+        Against::Cpu if points.is_some_and(Points::agree) => {
+            "every hook point agrees with the cpu's within what rounding explains".to_owned()
+        }
+        Against::Cpu => "hook points differ from the cpu's by more than rounding explains: the model's \
+             numbers may be too large for the dtype (try --dtype f32); if they differ there, too, \
+             please report this model and gpu"
+            .to_owned(),
         Against::Itself => "no weight is quantized, so that the model is held in one way only and \
              there is nothing to compare; --reference compares with another checkpoint"
             .to_owned(),

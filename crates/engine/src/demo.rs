@@ -104,7 +104,7 @@ pub fn demo(out: &Path, command: Vec<String>, progress: &mut dyn Progress) -> Re
     let job = Job {
         model: ModelChoice {
             model: BuiltIn::TinyMixtral.name().to_owned(),
-            placement: Placement::Cpu,
+            device: Placement::Cpu.into(),
             dtype: WeightDtype::AsStored,
         },
         prompts: PromptSource::Given(texts.collect()),

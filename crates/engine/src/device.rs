@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use kernels::cuda::gpu;
 use runner::Placement;
+use serde_json::{Value, json};
 
 use crate::{Error, Result};
 
@@ -66,36 +67,120 @@ impl DeviceChoice {
     /// No machine has a GPU of a larger number.
     const LAST: usize = 1023;
 
-    /// Opens what was chosen, with every kernel loaded.
+    /// Opens what was chosen, with every kernel loaded, and says why it is that.
     ///
     /// # Errors
     ///
     /// [`Error::Gpu`] where a GPU that was named is not to be had, or the best one is of another
     /// capability than the build is for.
-    pub fn open(&self) -> Result<Placement> {
+    pub fn open(&self) -> Result<Opened> {
         match self {
-            Self::Cpu => Ok(Placement::Cpu),
+            Self::Cpu => Ok(Placement::Cpu.into()),
             Self::Cuda(ordinals) => {
                 let devices: kernels::Result<_> = ordinals.iter().map(|&n| gpu::open(n)).collect();
-                Ok(Placement::Devices(devices?))
+                Ok(Placement::Devices(devices?).into())
             }
-            Self::Best => best(gpu::gpus()),
+            Self::Best => best(gpu::gpus(), gpu::is_there()),
+        }
+    }
+}
+
+/// Where a model runs, and why there.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Where.
+    pub placement: Placement,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a device was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It was named.
+    Named,
+    /// Of the GPUs it has the most free memory.
+    MostFree,
+    /// The CPU, since the build has no CUDA.
+    NoCuda {
+        /// Whether the machine has a GPU all the same.
+        gpu: bool,
+    },
+    /// The CPU, since no GPU is to be had: what the driver says.
+    NoGpu(String),
+}
+
+impl From<Placement> for Opened {
+    fn from(placement: Placement) -> Self {
+        Self { placement, reason: Reason::Named }
+    }
+}
+
+impl Opened {
+    /// What the user should know who left the choice to the engine and gets the CPU, though a GPU
+    /// could be expected.
+    pub fn note(&self) -> Option<String> {
+        match &self.reason {
+            Reason::Named | Reason::MostFree | Reason::NoCuda { gpu: false } => None,
+            Reason::NoCuda { gpu: true } => Some(
+                "running on the cpu: there is a gpu, but this build has no CUDA (see `eigenlens \
+                 doctor`); --device cpu runs there without this line"
+                    .to_owned(),
+            ),
+            Reason::NoGpu(why) => Some(format!(
+                "running on the cpu: {why}; --device cuda ends with this error instead, --device \
+                 cpu runs there without this line"
+            )),
+        }
+    }
+
+    /// For the reader of a run folder: the devices, the names of their GPUs, and the reason.
+    pub(crate) fn describe(&self) -> Value {
+        let why = match &self.reason {
+            Reason::Named => "named".to_owned(),
+            Reason::MostFree => "auto: the gpu with the most free memory".to_owned(),
+            Reason::NoCuda { .. } => "auto: this build has no CUDA".to_owned(),
+            Reason::NoGpu(why) => format!("auto: {why}"),
+        };
+        let devices = match &self.placement {
+            Placement::Cpu => &[][..],
+            Placement::Devices(devices) => devices,
+        };
+        json!({
+            "used": self.placement.to_string(),
+            "gpus": devices.iter().filter_map(gpu::name).collect::<Vec<_>>(),
+            "why": why,
+        })
+    }
+
+    /// What results depend on: not which of several GPUs computes, or how many of them.
+    pub(crate) fn kind(&self) -> String {
+        match &self.placement {
+            Placement::Devices(devices) if devices.iter().all(|device| device.is_cuda()) => {
+                "cuda".to_owned()
+            }
+            placement => placement.to_string(),
         }
     }
 }
 
 /// The best of what there is: a GPU that the build has no code for is refused, since whoever has
 /// one wants to know.
-fn best(gpus: kernels::Result<Vec<gpu::Gpu>>) -> Result<Placement> {
+fn best(gpus: kernels::Result<Vec<gpu::Gpu>>, is_there: bool) -> Result<Opened> {
     use kernels::Error as E;
-    match gpus {
+    let reason = match gpus {
         Ok(gpus) => match gpus.iter().max_by_key(|gpu| (gpu.fits(), gpu.free)) {
-            Some(gpu) => Ok(Placement::Devices(vec![gpu::open(gpu.ordinal)?])),
-            None => Ok(Placement::Cpu),
+            Some(gpu) => {
+                let placement = Placement::Devices(vec![gpu::open(gpu.ordinal)?]);
+                return Ok(Opened { placement, reason: Reason::MostFree });
+            }
+            None => Reason::NoGpu("the driver shows no gpu".to_owned()),
         },
-        Err(E::NoCuda | E::NoDriver { .. } | E::NoGpu { .. }) => Ok(Placement::Cpu),
-        Err(error) => Err(error.into()),
-    }
+        Err(E::NoCuda) => Reason::NoCuda { gpu: is_there },
+        Err(error @ (E::NoDriver { .. } | E::NoGpu { .. })) => Reason::NoGpu(error.to_string()),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Opened { placement: Placement::Cpu, reason })
 }
 
 #[cfg(test)]
@@ -140,11 +225,36 @@ mod tests {
     fn without_a_gpu_the_best_is_the_cpu() {
         use kernels::Error as E;
         let absent = |code| Err(E::of_code("listing gpus", code).unwrap());
-        for gpus in [Err(E::NoCuda), absent(100), absent(34), Ok(Vec::new())] {
-            assert!(matches!(best(gpus), Ok(Placement::Cpu)));
+        for (gpus, is_there, said) in [
+            (Err(E::NoCuda), false, None),
+            (Err(E::NoCuda), true, Some("this build has no CUDA")),
+            (absent(100), true, Some("CUDA_ERROR_NO_DEVICE")),
+            (absent(34), false, Some("CUDA_ERROR_STUB_LIBRARY")),
+            (Ok(Vec::new()), true, Some("shows no gpu")),
+        ] {
+            let opened = best(gpus, is_there).unwrap();
+            assert!(matches!(opened.placement, Placement::Cpu));
+            assert_eq!(opened.kind(), "cpu");
+            let described = opened.describe();
+            assert_eq!(described["used"], "cpu");
+            let why = described["why"].as_str().unwrap();
+            assert!(why.starts_with("auto: "), "{why}");
+            let note = opened.note();
+            assert_eq!(note.is_some(), said.is_some());
+            if let (Some(note), Some(said)) = (note, said) {
+                assert!(note.contains(said) && note.contains("--device cpu"), "{note}");
+                assert!(!note.contains('\n') && why.contains(said), "{why}");
+            }
         }
-        let lost = best(absent(719)).unwrap_err();
+        let lost = best(absent(719), true).unwrap_err();
         assert_eq!(lost.fault(), crate::Fault::Device);
+    }
+
+    #[test]
+    fn what_was_named_needs_no_words() {
+        let opened = DeviceChoice::Cpu.open().unwrap();
+        assert_eq!((opened.note(), opened.kind().as_str()), (None, "cpu"));
+        assert_eq!(opened.describe(), json!({ "used": "cpu", "gpus": [], "why": "named" }));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub struct Cuda {
     pub driver: Option<String>,
     /// What a build with CUDA needs before it can start.
     pub libraries: Vec<LibraryState>,
-    /// The GPUs that the driver shows to this build.
+    /// The GPUs that the driver shows to this build and that it can use.
     pub gpus: Vec<GpuState>,
     /// Why there are none.
     pub refusal: Option<String>,

@@ -532,9 +532,14 @@ pub enum Error {
     /// A GPU that failed while it was used.
     #[error("{0}; what was finished is kept, and the same command goes on after it")]
     GpuLost(Box<kernels::Error>),
-    /// The memory of a GPU is full.
+    /// The memory of a GPU is too small for a model's weights.
     #[error(
-        "{0}; what was finished is kept; go on with --graph recomputed or fewer hook points, cut prompts with --max-tokens, or name another gpu with --device"
+        "{0}; the model's weights take less with --dtype bf16 where they are f32, or from a quantized GGUF file; several gpus share them with --device cuda:0,cuda:1; --device cpu takes none of it; `eigenlens models MODEL` estimates what is needed"
+    )]
+    GpuWeights(Box<kernels::Error>),
+    /// The memory of a GPU filled while a model was run.
+    #[error(
+        "{0}; what was finished is kept, and the same command goes on after it, also on other or several gpus, as --device cuda:0,cuda:1; less is needed with --max-tokens, fewer --hook or --graph recomputed, which make another run"
     )]
     GpuMemory(Box<kernels::Error>),
     /// Naming, planning or handing over activations failed.
@@ -645,11 +650,21 @@ impl From<hooks::Error> for Error {
 }
 
 impl Error {
+    /// The same, where it happened while a model's weights were loaded.
+    pub(crate) fn of_weights(self) -> Self {
+        match self {
+            Self::GpuMemory(error) => Self::GpuWeights(error),
+            error => error,
+        }
+    }
+
     /// Whose fault it is; the program's exit code follows from it.
     pub fn fault(&self) -> Fault {
         match self {
             Self::Runner(error) => error.fault(),
-            Self::Gpu(_) | Self::GpuLost(_) | Self::GpuMemory(_) => Fault::Device,
+            Self::Gpu(_) | Self::GpuLost(_) | Self::GpuWeights(_) | Self::GpuMemory(_) => {
+                Fault::Device
+            }
             Self::NotFinite { .. }
             | Self::NoTokenizer
             | Self::Read { .. }
@@ -730,6 +745,27 @@ mod tests {
                 assert_eq!(error.to_string().contains("--max-tokens"), code == 2, "{error}");
             }
         }
+        // Where it happened says what lowers it.
+        let full = kernels::Error::OutOfMemory {
+            op: "loading weights",
+            asked: Some(1 << 30),
+            free: Some((5, 80_000_000_000)),
+        };
+        let error = Error::from(runner::Error::from(full)).of_weights();
+        assert_eq!(error.fault(), Fault::Device);
+        let text = error.to_string();
+        for word in [
+            "1073741824 bytes were asked for, 5 of 80000000000 are free",
+            "--dtype bf16",
+            "GGUF",
+            "--device cuda:0,cuda:1",
+            "--device cpu",
+        ] {
+            assert!(text.contains(word), "{text}");
+        }
+        assert!(!text.contains("--max-tokens") && !text.contains("kept"), "{text}");
+        let lost: Error = of(719).into();
+        assert!(matches!(lost.of_weights(), Error::GpuLost(_)));
         // candle's own words for a build without CUDA.
         let plain = || candle_core::Error::NotCompiledWithCudaSupport;
         for error in [

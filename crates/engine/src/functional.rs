@@ -437,6 +437,7 @@ mod tests {
             engine_version: "1".to_owned(),
             description: serde_json::json!({}),
             command: vec![],
+            device: serde_json::Value::Null,
         };
         let prompts = ["p".to_owned()];
         let options = store::Options::default();

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use analysis::routing::RoutingSink;
 use hooks::{ModelInfo, Selection};
-use runner::{Fingerprint, LoadOptions, Origin, Placement, Special, WeightDtype, Written};
+use runner::{Fingerprint, LoadOptions, Origin, Special, WeightDtype, Written};
 use serde_json::{Value, json};
 
+use crate::device::Opened;
 use crate::labels::{LabelOptions, LastResidual, ResidualSlot};
 use crate::prompts::PromptSource;
 use crate::recorders::Recorder;
@@ -20,14 +21,14 @@ pub struct ModelChoice {
     /// A folder, a GGUF file, a built-in name or a hub id.
     pub model: String,
     /// Where it runs.
-    pub placement: Placement,
+    pub device: Opened,
     /// How its weights are held.
     pub dtype: WeightDtype,
 }
 
 impl ModelChoice {
     pub(crate) fn load_options(&self) -> LoadOptions {
-        LoadOptions { placement: self.placement.clone(), dtype: self.dtype }
+        LoadOptions { placement: self.device.placement.clone(), dtype: self.dtype }
     }
 }
 
@@ -126,7 +127,7 @@ impl Job {
         };
         let mut description = json!({
             "model": model,
-            "device": self.model.placement.to_string(),
+            "device": self.model.device.kind(),
             "dtype": match self.model.dtype {
                 WeightDtype::AsStored => "as_stored",
                 WeightDtype::F32 => "f32",

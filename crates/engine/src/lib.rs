@@ -30,9 +30,11 @@ mod verdicts;
 pub use analysis::spectral::{
     Exactness, Graphs, Keep, Laplacian, Part, Preset, Probing, QuadratureOptions,
 };
-pub use check::{Against, Check, CheckOptions, Divergence, check};
+pub use check::{
+    Against, Check, CheckOptions, Divergence, OtherExperts, PointDifference, Points, check,
+};
 pub use demo::{Demo, LayerContrast, demo};
-pub use device::DeviceChoice;
+pub use device::{DeviceChoice, Opened, Reason};
 pub use doctor::{Cuda, Doctor, GpuState, LibraryState, doctor, set_threads};
 pub use error::{Error, Fault, Result};
 pub use functional::{

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use analysis::spectral::Storage;
 use hooks::{Batch, Edits, Fanout, ModelInfo, Row};
-use runner::{Fingerprint, KvCache, Model, Resolved, Source, Tokenizer};
+use runner::{Fingerprint, KvCache, LoadOptions, Model, Resolved, Source, Tokenizer};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use store::{Options, Run, Start, TableSchema};
@@ -105,7 +105,7 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     // A plan that this model cannot follow is refused before its weights are read.
     hooks::ActivationSink::plan(&mut sinks, &info)?;
     announce_size(job, &info, &lengths, progress)?;
-    let model = Model::load(source, &job.model.load_options())?;
+    let model = load(source, &job.model.load_options())?;
 
     let described = labels.as_ref().map(Labels::describe);
     let mut run = open_run(job, &resolved, &inputs, &lengths, described, &mut sinks)?;
@@ -202,6 +202,11 @@ fn each_prompt(
         progress.advance(tokens, &input.id);
     }
     Ok(())
+}
+
+/// A model with its weights.
+pub(crate) fn load(source: &Source, options: &LoadOptions) -> Result<Model> {
+    Model::load(source, options).map_err(|error| Error::from(error).of_weights())
 }
 
 /// The model's tokenizer; `None` where there is none, or where it cannot be used
@@ -311,6 +316,7 @@ fn open_run(
             labels,
         ),
         command: job.command.clone(),
+        device: job.model.device.describe(),
     };
     let ids: Vec<String> = inputs.prompts().iter().map(|prompt| prompt.id.clone()).collect();
     Run::create_or_resume(&job.out, &description, &tables, &ids, Options::default())

@@ -72,7 +72,7 @@ fn rows(
     let job = Job {
         model: ModelChoice {
             model: golden(model),
-            placement: Placement::Cpu,
+            device: Placement::Cpu.into(),
             dtype: WeightDtype::AsStored,
         },
         prompts: PromptSource::Given(vec![Prompt::new("one", Content::Tokens(tokens))]),

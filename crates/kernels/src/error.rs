@@ -1,6 +1,6 @@
 //! What can go wrong in an operation.
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use crate::cuda::capability::Capability;
 
@@ -201,7 +201,8 @@ pub enum Error {
 fn full(asked: Option<u64>, free: Option<(u64, u64)>) -> String {
     let asked = asked.map_or_else(String::new, |bytes| format!(": {bytes} bytes were asked for"));
     let free = free.map_or_else(String::new, |(free, total)| {
-        format!("{} {free} of {total} are free", if asked.is_empty() { ":" } else { "," })
+        let (sign, unit) = if asked.is_empty() { (":", " bytes") } else { (",", "") };
+        format!("{sign} {free} of {total}{unit} are free")
     });
     format!("the gpu's memory is full{asked}{free}")
 }
@@ -209,6 +210,31 @@ fn full(asked: Option<u64>, free: Option<(u64, u64)>) -> String {
 impl Error {
     pub(crate) fn candle(op: &'static str) -> impl FnOnce(candle_core::Error) -> Self {
         move |error| Self::of_device(op, error).unwrap_or_else(|source| Self::Candle { op, source })
+    }
+
+    /// The error for one of candle's, of an operation that makes so many bytes on a device.
+    pub fn making(
+        op: &'static str,
+        device: &Device,
+        bytes: usize,
+    ) -> impl FnOnce(candle_core::Error) -> Self {
+        move |error| Self::candle(op)(error).asking(Some(bytes as u64), device)
+    }
+
+    /// A full memory with how much was asked of which device, and how much of that one is free, as
+    /// far as neither is known already; any other error as it is.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use kernels::Error;
+    ///
+    /// let full = Error::of_code("matmul", 2).unwrap().asking(Some(4096), &Device::Cpu);
+    /// assert!(matches!(full, Error::OutOfMemory { asked: Some(4096), .. }));
+    /// ```
+    pub fn asking(self, bytes: Option<u64>, device: &Device) -> Self {
+        let Self::OutOfMemory { op, asked, free } = self else { return self };
+        let free = free.or_else(|| crate::cuda::memory(device).ok().flatten());
+        Self::OutOfMemory { op, asked: asked.or(bytes), free }
     }
 
     #[cfg(feature = "cuda")]

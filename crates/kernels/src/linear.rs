@@ -100,8 +100,9 @@ impl Placed {
             if bias.dims() != [d_out] {
                 return Err(Error::shape(OP, "bias", format!("[{d_out}]"), bias.dims()));
             }
-            let moved = bias.to_device(weight.device()).and_then(|b| b.to_dtype(weight.dtype()));
-            moved.map_err(Error::candle(OP))
+            let made = cuda::bytes(weight.dtype(), bias.dims());
+            let moved = cuda::bring(OP, bias, weight.device())?.to_dtype(weight.dtype());
+            moved.map_err(Error::making(OP, weight.device(), made))
         };
         let bias = bias.map(there).transpose()?;
         Ok(Self { weight, bias, d_in, d_out })
@@ -124,14 +125,15 @@ impl Placed {
             }
         }
         // From another device, as where an embedding is also the unembedding behind the last layer.
-        let rows = || {
-            let x = x.to_device(self.weight.device())?;
-            x.to_dtype(self.weight.dtype())?.reshape(((), self.d_in))
-        };
-        let rows = rows().map_err(Error::candle(OP))?;
+        let (device, dtype) = (self.weight.device(), self.weight.dtype());
+        let x = cuda::bring(OP, x, device)?;
+        let rows = x.to_dtype(dtype).and_then(|x| x.reshape(((), self.d_in)));
+        let rows = rows.map_err(Error::making(OP, device, cuda::bytes(dtype, x.dims())))?;
+        let made = cuda::bytes(dtype, &dims);
         let product = match &self.weight {
             OnDevice::Dense(weight) => {
-                weight.t().and_then(|weight| rows.matmul(&weight)).map_err(Error::candle(OP))?
+                let product = weight.t().and_then(|weight| rows.matmul(&weight));
+                product.map_err(Error::making(OP, device, made))?
             }
             OnDevice::Quantized(blocks, _) => {
                 cuda::quantized::linear(blocks.machine()?, &rows, blocks)?
@@ -141,13 +143,18 @@ impl Placed {
             Some(bias) => product.broadcast_add(bias),
             None => Ok(product),
         };
-        biased.and_then(|y| y.reshape(dims)).map_err(Error::candle(OP))
+        biased.and_then(|y| y.reshape(dims)).map_err(Error::making(OP, device, made))
     }
 
     fn rows(&self, ids: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(ids, self.weight.device()).map_err(Error::candle(OP))?;
+        let (device, made) = (self.weight.device(), [ids.len(), self.d_in]);
+        let ids = Tensor::new(ids, device).map_err(Error::making(OP, device, size_of_val(ids)))?;
         match &self.weight {
-            OnDevice::Dense(weight) => weight.index_select(&ids, 0).map_err(Error::candle(OP)),
+            OnDevice::Dense(weight) => weight.index_select(&ids, 0).map_err(Error::making(
+                OP,
+                device,
+                cuda::bytes(weight.dtype(), &made),
+            )),
             OnDevice::Quantized(blocks, dtype) => {
                 unpack(blocks.machine()?, blocks, Some(&ids), *dtype)
             }

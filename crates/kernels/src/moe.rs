@@ -128,12 +128,13 @@ fn stack(linears: Vec<Linear>) -> Result<Tensor> {
             let (rows, columns) = weight.dims2()?;
             Tensor::zeros((n, rows, columns), weight.dtype(), weight.device())
         };
+        let made = cuda::bytes(weight.dtype(), weight.dims()).saturating_mul(n);
         let stacked = all.take().map_or_else(zeros, Ok);
         let stacked = stacked.and_then(|stacked| {
             stacked.slice_set(&weight.unsqueeze(0)?, 0, expert)?;
             Ok(stacked)
         });
-        all = Some(stacked.map_err(Error::candle(OP))?);
+        all = Some(stacked.map_err(Error::making(OP, weight.device(), made))?);
     }
     all.ok_or_else(|| Error::shape(OP, "the experts", "at least 1", &[0]))
 }
@@ -152,7 +153,8 @@ fn placed(
         (gate_up, down, x.dims())
         && n <= FEW_ROWS
     {
-        let x = x.to_dtype(*dtype).map_err(Error::candle(OP))?;
+        let made = cuda::bytes(*dtype, x.dims());
+        let x = x.to_dtype(*dtype).map_err(Error::making(OP, x.device(), made))?;
         return few(machine, &x, routing, [gate_up, down], experts.d_expert, f);
     }
     let whole = |weight: &OnDevice, d_in: usize| {
@@ -195,7 +197,8 @@ fn few(
         let weights = routing.weights.to_dtype(DType::F32)?.unsqueeze(2)?;
         y.broadcast_mul(&weights)?.sum(1)?.to_dtype(x.dtype())
     };
-    sum().map_err(Error::candle(OP))
+    let made = cuda::bytes(DType::F32, &[n, k, d]);
+    sum().map_err(Error::making(OP, x.device(), made))
 }
 
 /// `y_t = Σ_r w_tr · down(f(gate(x_t)) · up(x_t))`, expert `indices[t, r]`.

@@ -69,7 +69,8 @@ impl RotaryTables {
             return Ok(tensors.clone());
         }
         let copy = |table: &[f32]| {
-            Tensor::from_slice(table, (self.n_pos, self.half), device).map_err(Error::candle(OP))
+            let copy = Tensor::from_slice(table, (self.n_pos, self.half), device);
+            copy.map_err(Error::making(OP, device, size_of_val(table)))
         };
         let tensors = [copy(&self.cos)?, copy(&self.sin)?];
         placed.push(tensors.clone());

@@ -121,7 +121,9 @@ impl KvCache {
             let grow = |new: &Tensor, old: Option<&Tensor>| {
                 let (batch, _, heads, width) = new.dims4()?;
                 let shape = (batch, capacity, heads, width);
-                let grown = Tensor::zeros(shape, new.dtype(), new.device())?;
+                let bytes = batch * capacity * heads * width * new.dtype().size_in_bytes();
+                let grown = Tensor::zeros(shape, new.dtype(), new.device())
+                    .map_err(kernels::Error::making("key-value cache", new.device(), bytes))?;
                 if let Some(old) = old {
                     grown.slice_set(old, 1, 0)?;
                 }

@@ -55,7 +55,8 @@ pub struct LoadOptions {
 
 /// A loaded model.
 ///
-/// A model does not change after loading; several threads may run it at once.
+/// A model does not change after loading; several threads may run it at once. On devices their passes
+/// take turns.
 #[derive(Debug)]
 pub struct Model {
     config: Config,
@@ -107,7 +108,8 @@ impl Model {
             },
             Placement::Devices(devices) => {
                 let home = Home::new(devices, info.n_layers(), options.dtype.on_gpu())?;
-                (config.decoder(&PlacedWeights::new(weights, &home))?, Some(home))
+                let decoder = config.decoder(&PlacedWeights::new(weights, &home));
+                (decoder.map_err(|error| home.explained(error))?, Some(home))
             }
         };
         Ok(Self { config, info, decoder, home })
@@ -115,6 +117,14 @@ impl Model {
 
     pub(crate) fn home(&self) -> Option<&Home> {
         self.home.as_ref()
+    }
+
+    /// An error of a pass, with what the devices say beside it.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        match &self.home {
+            Some(home) => home.explained(error),
+            None => error,
+        }
     }
 
     /// The configuration that the model was loaded with.

@@ -1,7 +1,8 @@
 //! Where the layers of a model run.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 use kernels::cuda::Outbox;
@@ -48,6 +49,30 @@ pub(crate) struct Home {
     dtype: DType,
     /// Of passes that have ended: the memory of one serves the next.
     outboxes: Mutex<Vec<Outbox>>,
+    turn: Mutex<Turn>,
+    turn_ended: Condvar,
+}
+
+/// Whose passes run.
+#[derive(Debug)]
+struct Turn {
+    /// The last thread that told the devices something.
+    last: ThreadId,
+    /// Its passes under way, one within the other.
+    passes: usize,
+}
+
+/// The turn of a thread, until it is dropped.
+pub(crate) struct Taken<'a>(&'a Home);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut turn = self.0.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        turn.passes -= 1;
+        if turn.passes == 0 {
+            self.0.turn_ended.notify_one();
+        }
+    }
 }
 
 impl Home {
@@ -67,7 +92,28 @@ impl Home {
             shares(&free, n_layers).map(|device| devices[device].clone()).collect();
         let (first, last) = (layers.first().unwrap_or(first), layers.last().unwrap_or(last));
         let (first, last) = (first.clone(), last.clone());
-        Ok(Self { layers, first, last, dtype, outboxes: Mutex::default() })
+        let turn = Mutex::new(Turn { last: thread::current().id(), passes: 0 });
+        let (outboxes, turn_ended) = (Mutex::default(), Condvar::new());
+        Ok(Self { layers, first, last, dtype, outboxes, turn, turn_ended })
+    }
+
+    /// Waits until no other thread's pass runs on the devices, and for what such passes, or loading,
+    /// told them: each thread has streams of its own, and what one leaves there the next would read
+    /// too soon.
+    pub(crate) fn turn(&self) -> Result<Taken<'_>> {
+        let me = thread::current().id();
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        while turn.passes > 0 && turn.last != me {
+            turn = self.turn_ended.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        if turn.last != me {
+            let mut devices: Vec<&Device> = self.layers.iter().chain([&self.first]).collect();
+            devices.dedup_by(|a, b| a.same_device(b));
+            devices.into_iter().try_for_each(kernels::cuda::wait)?;
+            turn.last = me;
+        }
+        turn.passes += 1;
+        Ok(Taken(self))
     }
 
     pub(crate) fn dtype(&self) -> DType {
@@ -98,9 +144,30 @@ impl Home {
     /// What enters a layer, where the layer is and in the model's dtype.
     pub(crate) fn bring(&self, layer: usize, resid: Tensor) -> Result<Tensor> {
         let device = self.layers.get(layer).unwrap_or(&self.last);
-        let resid =
-            if resid.device().same_device(device) { resid } else { resid.to_device(device)? };
+        let resid = kernels::cuda::bring("bringing activations to a layer", &resid, device)?;
         Ok(resid.to_dtype(self.dtype)?)
+    }
+
+    /// An error with what a device says beside it: a full memory with how much of it is free, of
+    /// several devices that of the fullest.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        let error = match error {
+            Error::Kernel(error) => error,
+            Error::Hooks(hooks::Error::Tensor(error)) => {
+                match kernels::Error::of_device("editing activations", error) {
+                    Ok(error) => error,
+                    Err(error) => return Error::Hooks(hooks::Error::Tensor(error)),
+                }
+            }
+            error => return error,
+        };
+        let free = |device: &&Device| kernels::cuda::free_bytes(device).unwrap_or(u64::MAX);
+        if let kernels::Error::OutOfMemory { free: None, .. } = error
+            && let Some(fullest) = self.layers.iter().chain([&self.first]).min_by_key(free)
+        {
+            return Error::Kernel(error.asking(None, fullest));
+        }
+        Error::Kernel(error)
     }
 }
 
@@ -186,5 +253,51 @@ mod tests {
         let resid = Tensor::new(&[1.0f32, 2.0], &Device::Cpu).unwrap();
         assert_eq!(home.bring(0, resid).unwrap().dtype(), DType::BF16);
         assert!(matches!(Home::new(&[], 2, DType::F32), Err(Error::NoDevice)));
+    }
+
+    #[test]
+    fn threads_take_turns() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        let home = Home::new(&[Device::Cpu, Device::Cpu], 2, DType::F32).unwrap();
+        let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let _turn = home.turn().unwrap();
+                        most.fetch_max(
+                            running.fetch_add(1, Ordering::SeqCst) + 1,
+                            Ordering::SeqCst,
+                        );
+                        // A pass within a pass is the same thread's.
+                        let _within = home.turn().unwrap();
+                        thread::yield_now();
+                        running.fetch_sub(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        assert_eq!(most.into_inner(), 1);
+        assert_eq!(home.turn.lock().unwrap().passes, 0);
+    }
+
+    #[test]
+    fn a_device_is_asked_about_nothing_but_its_memory() {
+        let home = Home::new(&[Device::Cpu], 2, DType::F32).unwrap();
+        let full = kernels::Error::OutOfMemory { op: "matmul", asked: Some(9), free: None };
+        let error = home.explained(full.into());
+        // Main memory has no number of its own.
+        assert!(
+            matches!(error, Error::Kernel(kernels::Error::OutOfMemory { asked: Some(9), .. })),
+            "{error}"
+        );
+        // What an edit met is the device's, too.
+        let plain = candle_core::Error::NotCompiledWithCudaSupport;
+        let error = home.explained(hooks::Error::Tensor(plain).into());
+        assert!(matches!(error, Error::Kernel(kernels::Error::NoCuda)), "{error}");
+        let other = hooks::Error::Tensor(candle_core::Error::Msg("other".to_owned()));
+        assert!(matches!(home.explained(other.into()), Error::Hooks(hooks::Error::Tensor(_))));
+        assert!(matches!(home.explained(Error::NoDevice), Error::NoDevice));
     }
 }

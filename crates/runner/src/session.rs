@@ -9,6 +9,7 @@ use kernels::elementwise::add;
 use crate::cache::KvCache;
 use crate::layers::{Away, Pass};
 use crate::model::Model;
+use crate::placement::Home;
 use crate::{Error, Result};
 
 /// What enters the model.
@@ -92,12 +93,14 @@ impl<'m> Session<'m> {
 
         sink.begin(batch)?;
         if !self.plan.is_empty() || cache.keeps() {
+            let _turn = self.model.home().map(Home::turn).transpose()?;
             let mut outbox = self.model.home().map(|home| (home, home.outbox()));
             let away = outbox.as_mut().map(|(home, outbox)| Away::new(home, outbox));
             let infos = &self.model.info().layers;
             let mut pass = Pass::new(infos, &self.plan, edits, batch, sink, away);
-            self.run(input, layers.start..last, cache, &mut pass)?;
-            pass.finish()?;
+            let done = self.run(input, layers.start..last, cache, &mut pass);
+            let done = done.and_then(|()| pass.finish());
+            done.map_err(|error| self.model.explained(error))?;
             if let Some((home, outbox)) = outbox {
                 home.put_back(outbox);
             }

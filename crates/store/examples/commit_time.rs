@@ -33,6 +33,7 @@ fn measure(folder: PathBuf, group: usize, tensor: &[u8]) -> Result<(Duration, Du
         engine_version: "0".to_owned(),
         description: serde_json::Value::Null,
         command: vec![],
+        device: serde_json::Value::Null,
     };
     let ids: Vec<String> = (0..PROMPTS).map(|i| i.to_string()).collect();
     let mut run = Run::create_or_resume(folder, &job, &TABLES, &ids, Options::default())?;

@@ -117,6 +117,7 @@ mod tests {
             engine_version: "1".to_owned(),
             description: serde_json::json!({}),
             command: vec![],
+            device: serde_json::Value::Null,
         };
         let tables = [LENGTHS];
         let prompts = ["a".to_owned()];

@@ -42,6 +42,7 @@
 //!     engine_version: "1".to_owned(),
 //!     description: serde_json::json!({ "model": "tiny" }),
 //!     command: vec![],
+//!     device: serde_json::Value::Null,
 //! };
 //! let prompts = vec!["a".to_owned(), "b".to_owned()];
 //! let mut run = Run::create_or_resume(&folder, &job, &[LENGTHS], &prompts, Options::default())?;

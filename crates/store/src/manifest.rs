@@ -1,8 +1,9 @@
 //! What a run folder is the result of.
 //!
 //! The manifest is written once and never changed.  Two starts belong to the
-//! same run when everything in it agrees but the command line and the size of
-//! the shards: results depend on neither, and the folder's shard size wins.
+//! same run when everything in it agrees but the command line, the choice of the
+//! device and the size of the shards: results depend on none of them, and the
+//! folder's shard size wins.
 
 use std::io::Read;
 use std::path::Path;
@@ -27,6 +28,8 @@ pub struct Job {
     pub description: Value,
     /// The command line, kept for the reader; it may differ when a run is resumed.
     pub command: Vec<String>,
+    /// Which device computes and why, kept for the reader; it may differ when a run is resumed.
+    pub device: Value,
 }
 
 /// The prompts of a run, in order.
@@ -60,6 +63,9 @@ pub struct Manifest {
     pub job: Value,
     /// The command line that started the run.
     pub command: Vec<String>,
+    /// The device that the run was started on, as [`Job::device`]; earlier versions left it out.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub device: Value,
     /// The prompts.
     pub prompts: PromptList,
     /// Prompts in a shard.
@@ -80,6 +86,7 @@ impl Manifest {
             engine_version: job.engine_version.clone(),
             job: job.description.clone(),
             command: job.command.clone(),
+            device: job.device.clone(),
             prompts: PromptList::of(ids),
             shard_prompts,
             tables,

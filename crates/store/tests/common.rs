@@ -50,6 +50,7 @@ pub fn job() -> Job {
             "hooks": ["logits"],
         }),
         command: vec!["eigenlens".to_owned(), "capture".to_owned()],
+        device: serde_json::json!({ "used": "cpu", "why": "named" }),
     }
 }
 

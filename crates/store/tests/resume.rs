@@ -127,13 +127,24 @@ fn another_job_is_refused_with_the_difference() {
     );
     assert_same(&snapshot(&path), &before, "refused");
 
-    // Neither the command line nor the shard size changes a result.
+    // Neither the command line, nor which device was chosen, nor the shard size changes a result.
     let mut again = job();
     again.command.push("--quiet".to_owned());
+    again.device = serde_json::json!({ "used": "cuda:1", "why": "auto" });
     let run = Run::create_or_resume(&path, &again, &TABLES, &ids(4), options(1)).unwrap();
     assert_eq!(run.finished(), 2);
     drop(run);
     assert_eq!(Reader::open(&path).unwrap().manifest().shard_prompts, 4);
+    assert_eq!(Reader::open(&path).unwrap().manifest().device["used"], "cpu");
+
+    // A folder from before devices were kept.
+    let file = path.join("manifest.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(manifest.as_object_mut().unwrap().remove("device").is_some());
+    std::fs::write(&file, serde_json::to_string(&manifest).unwrap()).unwrap();
+    let run = Run::create_or_resume(&path, &job(), &TABLES, &ids(4), options(1)).unwrap();
+    assert_eq!(run.finished(), 2);
 }
 
 #[test]

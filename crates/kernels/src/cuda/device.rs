@@ -12,10 +12,10 @@ use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
 };
 use cudarc::driver::result::memcpy_dtoh_async;
-use cudarc::driver::sys::{CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute};
+use cudarc::driver::sys::{CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute, CUresult};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
-    DevicePtrMut, LaunchConfig, PinnedHostSlice, PushKernelArg, SyncOnDrop,
+    DevicePtrMut, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, SyncOnDrop,
 };
 use cudarc::nvrtc::Ptx;
 use half::{bf16, f16};
@@ -23,7 +23,7 @@ use rayon::prelude::*;
 
 use super::capability::{self, Capability};
 use super::gpu::Gpu;
-use super::{Argument, Call, Plan};
+use super::{Argument, Call, Plan, bytes};
 use crate::{Error, Result};
 
 /// The machine code of every `.cu` file, by its stem.
@@ -41,21 +41,11 @@ struct Loaded {
 /// By the device's ordinal: contexts of one device are the same, its primary one.
 static LOADED: Mutex<Option<HashMap<usize, Loaded>>> = Mutex::new(None);
 
-impl Error {
-    /// A full memory, with what was asked of it and what it has.
-    fn asking(self, bytes: usize, device: &CudaDevice) -> Self {
-        let Self::OutOfMemory { op, .. } = self else { return self };
-        let free = device.cuda_stream().context().mem_get_info().ok();
-        let free = free.map(|(free, total)| (free as u64, total as u64));
-        Self::OutOfMemory { op, asked: Some(bytes as u64), free }
-    }
-}
-
 /// See [`super::gpu::gpus`].
 pub(super) fn gpus() -> Result<Vec<Gpu>> {
     const OP: &str = "listing gpus";
     let count = CudaContext::device_count().map_err(Error::driver(OP))?;
-    (0..count.unsigned_abs() as usize)
+    let all = (0..count.unsigned_abs() as usize)
         .map(|ordinal| {
             let context = CudaContext::new(ordinal).map_err(Error::driver(OP))?;
             let (free, total) = context.mem_get_info().map_err(Error::driver(OP))?;
@@ -67,7 +57,8 @@ pub(super) fn gpus() -> Result<Vec<Gpu>> {
                 total: total as u64,
             })
         })
-        .collect()
+        .collect();
+    super::gpu::answering(all)
 }
 
 /// See [`super::gpu::open`].
@@ -97,7 +88,8 @@ pub fn prepare(device: &Device) -> Result<()> {
     with_loaded(OP, device, |_| Ok(()))
 }
 
-/// Runs a plan whose inputs are all on one GPU, on its stream, without waiting for the end.
+/// Runs a plan whose inputs are all on one GPU, on this thread's stream there, without waiting for
+/// the end. For what another thread is still making, [`wait`](super::wait) first.
 ///
 /// # Errors
 ///
@@ -105,7 +97,8 @@ pub fn prepare(device: &Device) -> Result<()> {
 /// there is no memory for the results, [`Error::Lost`], [`Error::Driver`].
 pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
     let op = plan.op;
-    let Some(Device::Cuda(device)) = plan.inputs.first().map(|input| input.device()) else {
+    let place = plan.inputs.first().map(|input| input.device());
+    let Some(place @ Device::Cuda(device)) = place else {
         let got = plan.inputs.first().map(|input| format!("{:?}", input.device().location()));
         return Err(Error::Device { op, what: "an input", got: got.unwrap_or_default() });
     };
@@ -114,8 +107,7 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
         // SAFETY: an output is contiguous and the entry point writes all of it that anyone reads, as
         // every plan's does; the emulated tests find an element that it leaves.
         let output = unsafe { device.alloc_uninit(&Shape::from(dims.as_slice()), *dtype) };
-        let asked = dims.iter().product::<usize>() * dtype.size_in_bytes();
-        outputs.push(output.map_err(|error| Error::candle(op)(error).asking(asked, device))?);
+        outputs.push(output.map_err(Error::making(op, place, bytes(*dtype, dims)))?);
     }
     if let Some(call) = &plan.call {
         let function = with_loaded(op, device, |loaded| function(op, loaded, call))?;
@@ -129,11 +121,23 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
         .collect())
 }
 
-/// Free memory of a device, in bytes.
-pub(super) fn free_bytes(device: &CudaDevice) -> Result<u64> {
+/// See [`super::memory`].
+pub(super) fn memory(device: &CudaDevice) -> Result<(u64, u64)> {
     let stream = device.cuda_stream();
-    let (free, _) = stream.context().mem_get_info().map_err(Error::driver("free memory"))?;
-    Ok(free as u64)
+    let (free, total) = stream.context().mem_get_info().map_err(Error::driver("free memory"))?;
+    Ok((free as u64, total as u64))
+}
+
+/// See [`super::wait`].
+pub(super) fn wait(device: &CudaDevice) -> Result<()> {
+    device.cuda_stream().context().synchronize().map_err(Error::driver("waiting for the gpu"))
+}
+
+/// Lets what `later` does from now on wait for what `sooner` was told until now, where both are
+/// GPUs: a copy between them is ordered with neither's other work, once events track nothing.
+pub(super) fn in_turn(op: &'static str, later: &Device, sooner: &Device) -> Result<()> {
+    let (Device::Cuda(later), Device::Cuda(sooner)) = (later, sooner) else { return Ok(()) };
+    later.cuda_stream().join(&sooner.cuda_stream()).map_err(Error::driver(op))
 }
 
 /// Page-locked memory, and streams that copy to it.
@@ -165,15 +169,16 @@ impl Drop for Done {
 }
 
 impl Pinned {
-    /// Begins to copy a tensor when what its device is doing now is done.
+    /// Begins to copy a tensor when what its device is doing now is done; `None` if the system
+    /// locks no more pages.
     pub(super) fn copy(
         &mut self,
         op: &'static str,
         device: &CudaDevice,
         tensor: &Tensor,
-    ) -> Result<PinnedCopy> {
-        let source = tensor.contiguous().map_err(Error::candle(op))?;
-        let size = source.elem_count() * source.dtype().size_in_bytes();
+    ) -> Result<Option<PinnedCopy>> {
+        let size = bytes(tensor.dtype(), tensor.dims());
+        let source = tensor.contiguous().map_err(Error::making(op, tensor.device(), size))?;
         let computing = device.cuda_stream();
         let context = computing.context();
         let stream = match self.streams.get(&context.ordinal()) {
@@ -191,8 +196,14 @@ impl Pinned {
             Some(i) => self.spare.swap_remove(i),
             // SAFETY: bytes of any value are `u8`s. Portable, so that any device copies to it;
             // not write-combined, which would make reading it slow.
-            None => unsafe { context.alloc_pinned_with_flags(size, CU_MEMHOSTALLOC_PORTABLE) }
-                .map_err(Error::driver(op))?,
+            None => {
+                match unsafe { context.alloc_pinned_with_flags(size, CU_MEMHOSTALLOC_PORTABLE) } {
+                    Ok(buffer) => buffer,
+                    // Main memory, not the GPU's.
+                    Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => return Ok(None),
+                    Err(error) => return Err(Error::driver(op)(error)),
+                }
+            }
         };
         {
             let (storage, layout) = source.storage_and_layout();
@@ -209,7 +220,7 @@ impl Pinned {
                 .map_err(Error::driver(op))?;
         }
         match stream.record_event(None) {
-            Ok(done) => Ok(PinnedCopy { done: Done(done), buffer, source }),
+            Ok(done) => Ok(Some(PinnedCopy { done: Done(done), buffer, source })),
             Err(error) => {
                 let _ = stream.synchronize();
                 Err(Error::driver(op)(error))
@@ -272,14 +283,18 @@ fn with_loaded<R>(
     let context = stream.context();
     let mut all = loaded();
     let all = all.get_or_insert_with(HashMap::new);
+    if context.is_event_tracking() {
+        // SAFETY: one stream of a thread computes on a device, and another thread waits for it
+        // before it computes there (`wait`). Another stream copies to main memory, waits for the
+        // first by an event of its own, and what it reads lives until it is done (`PinnedCopy`);
+        // copies from device to device wait for both (`in_turn`). So the two events of every
+        // allocation, which cost as much as a small launch, order nothing.
+        unsafe { context.disable_event_tracking() };
+    }
     if let Some(loaded) = all.get_mut(&context.ordinal()) {
         return f(loaded);
     }
     capability::check(of_device(op, context)?, Capability::BUILT)?;
-    // SAFETY: one stream of a context computes. Another one copies to main memory, waits for the
-    // first by an event of its own, and what it reads lives until it is done (`PinnedCopy`). So the
-    // two events of every allocation, which cost as much as a small launch, order nothing.
-    unsafe { context.disable_event_tracking() };
     let mut modules = HashMap::new();
     for (stem, fatbin) in FATBINS {
         let module = context.load_module(Ptx::from_binary(fatbin.to_vec()));

@@ -31,6 +31,7 @@ const CODES: &[(u32, &str, Kind)] = &[
     (214, "CUDA_ERROR_ECC_UNCORRECTABLE", Kind::Lost),
     (220, "CUDA_ERROR_NVLINK_UNCORRECTABLE", Kind::Lost),
     (222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", Kind::Driver),
+    (226, "CUDA_ERROR_CONTAINED", Kind::Lost),
     (700, "CUDA_ERROR_ILLEGAL_ADDRESS", Kind::Lost),
     (702, "CUDA_ERROR_LAUNCH_TIMEOUT", Kind::Lost),
     (709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", Kind::Lost),
@@ -46,6 +47,8 @@ const CODES: &[(u32, &str, Kind)] = &[
     (804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", Kind::Driver),
     (807, "CUDA_ERROR_MPS_SERVER_NOT_READY", Kind::Driver),
     (911, "CUDA_ERROR_EXTERNAL_DEVICE", Kind::Lost),
+    // What drivers say of a GPU that fell off its bus.
+    (999, "CUDA_ERROR_UNKNOWN", Kind::Lost),
 ];
 
 impl Error {
@@ -125,7 +128,15 @@ fn of_cuda(op: &'static str, error: &candle_core::cuda_backend::CudaError) -> Op
             Error::of_code(op, error.0 as u32)
         }
         CudaError::Cublas(error) => {
-            (error.0 == cublas::sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED).then_some(memory)
+            use cublas::sys::cublasStatus_t as Status;
+            let lost = |name| Some(Error::Lost { op, code: error.0 as u32, name });
+            match error.0 {
+                Status::CUBLAS_STATUS_ALLOC_FAILED => Some(memory),
+                Status::CUBLAS_STATUS_MAPPING_ERROR => lost("CUBLAS_STATUS_MAPPING_ERROR"),
+                Status::CUBLAS_STATUS_EXECUTION_FAILED => lost("CUBLAS_STATUS_EXECUTION_FAILED"),
+                Status::CUBLAS_STATUS_INTERNAL_ERROR => lost("CUBLAS_STATUS_INTERNAL_ERROR"),
+                _ => None,
+            }
         }
         CudaError::Curand(error) => {
             let full = curand::sys::curandStatus::CURAND_STATUS_ALLOCATION_FAILED;
@@ -174,6 +185,30 @@ mod tests {
         let known = text(Some(1 << 30), Some((5, 80_000_000_000)));
         assert!(known.contains("1073741824") && known.contains("5 of 80000000000"), "{known}");
         assert_eq!(text(None, None), "attention: the gpu's memory is full");
+        let free = text(None, Some((5, 80)));
+        assert_eq!(free, "attention: the gpu's memory is full: 5 of 80 bytes are free");
+    }
+
+    #[test]
+    fn what_is_known_of_a_full_memory_stays() {
+        use candle_core::Device;
+
+        let full = |asked, free| Error::OutOfMemory { op: "op", asked, free };
+        for (error, bytes, expected) in [
+            (full(None, None), Some(7), (Some(7), None)),
+            (full(Some(3), Some((1, 2))), Some(7), (Some(3), Some((1, 2)))),
+            (full(None, Some((1, 2))), None, (None, Some((1, 2)))),
+        ] {
+            match error.asking(bytes, &Device::Cpu) {
+                Error::OutOfMemory { asked, free, .. } => assert_eq!((asked, free), expected),
+                other => panic!("{other}"),
+            }
+        }
+        let lost = Error::of_code("op", 719).unwrap().asking(Some(7), &Device::Cpu);
+        assert!(matches!(lost, Error::Lost { code: 719, .. }));
+        // candle's error for something else keeps its own words.
+        let other = Error::making("op", &Device::Cpu, 7)(Candle::Msg("other".to_owned()));
+        assert!(matches!(other, Error::Candle { op: "op", .. }));
     }
 
     #[cfg(feature = "cuda")]
@@ -188,10 +223,12 @@ mod tests {
             (34, CUresult::CUDA_ERROR_STUB_LIBRARY),
             (100, CUresult::CUDA_ERROR_NO_DEVICE),
             (214, CUresult::CUDA_ERROR_ECC_UNCORRECTABLE),
+            (226, CUresult::CUDA_ERROR_CONTAINED),
             (700, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS),
             (702, CUresult::CUDA_ERROR_LAUNCH_TIMEOUT),
             (719, CUresult::CUDA_ERROR_LAUNCH_FAILED),
             (803, CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH),
+            (999, CUresult::CUDA_ERROR_UNKNOWN),
         ];
         for (code, result) in named {
             assert_eq!(code, result as u32);
@@ -204,5 +241,27 @@ mod tests {
         assert!(matches!(Error::driver("op")(full), Error::OutOfMemory { op: "op", .. }));
         let odd = cudarc::driver::DriverError(CUresult::CUDA_ERROR_INVALID_VALUE);
         assert!(matches!(Error::driver("op")(odd), Error::Driver { .. }));
+        let full = Candle::from(CudaError::Cuda(full)).with_path("model.safetensors");
+        let full = Error::making("op", &candle_core::Device::Cpu, 7)(full.bt());
+        assert!(matches!(full, Error::OutOfMemory { op: "op", asked: Some(7), free: None }));
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_librarys_failure_is_the_gpus() {
+        use candle_core::cuda_backend::CudaError;
+        use cudarc::cublas::result::CublasError;
+        use cudarc::cublas::sys::cublasStatus_t as Status;
+
+        let of = |status| {
+            let error = Candle::from(CudaError::Cublas(CublasError(status)));
+            Error::making("op", &candle_core::Device::Cpu, 7)(error)
+        };
+        let full = of(Status::CUBLAS_STATUS_ALLOC_FAILED);
+        assert!(matches!(full, Error::OutOfMemory { asked: Some(7), .. }));
+        let failed = of(Status::CUBLAS_STATUS_EXECUTION_FAILED);
+        assert!(matches!(failed, Error::Lost { code: 13, .. }));
+        let asked_wrong = of(Status::CUBLAS_STATUS_INVALID_VALUE);
+        assert!(matches!(asked_wrong, Error::Candle { .. }));
     }
 }

@@ -116,11 +116,60 @@ pub(crate) fn machine(x: &Tensor) -> Option<Machine> {
 ///
 /// [`Error::Lost`], or what the driver says instead.
 pub fn free_bytes(device: &Device) -> Result<u64> {
+    Ok(memory(device)?.map_or(1, |(free, _)| free))
+}
+
+/// Free memory of a GPU and all of it, in bytes; `None` of main memory.
+///
+/// # Errors
+///
+/// [`Error::Lost`], or what the driver says instead.
+pub fn memory(device: &Device) -> Result<Option<(u64, u64)>> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => device::free_bytes(device),
-        _ => Ok(1),
+        Device::Cuda(device) => device::memory(device).map(Some),
+        _ => Ok(None),
     }
+}
+
+/// Waits for all that any thread has told a GPU to do.
+///
+/// Each thread has a stream of its own on a GPU. So before a thread works with what another one has
+/// left there, or lets that go, it must wait once.
+///
+/// # Errors
+///
+/// [`Error::Lost`], or what the driver says instead.
+pub fn wait(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::wait(device),
+        _ => Ok(()),
+    }
+}
+
+/// A tensor on a device: itself where it is there, else a copy. Neither device is waited for, and
+/// the memory of the one can be let go at once: it serves nothing else before it is read.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`], [`Error::Lost`], [`Error::Candle`], and the driver's own.
+pub fn bring(op: &'static str, tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    let (from, bytes) = (tensor.device(), bytes(tensor.dtype(), tensor.dims()));
+    if from.same_device(device) {
+        return Ok(tensor.clone());
+    }
+    #[cfg(feature = "cuda")]
+    device::in_turn(op, device, from)?;
+    let copy = tensor.to_device(device).map_err(Error::making(op, device, bytes))?;
+    #[cfg(feature = "cuda")]
+    device::in_turn(op, from, device)?;
+    Ok(copy)
+}
+
+/// Bytes of a tensor's elements.
+pub(crate) fn bytes(dtype: DType, dims: &[usize]) -> usize {
+    dims.iter().fold(dtype.size_in_bytes(), |bytes, dim| bytes.saturating_mul(*dim))
 }
 
 /// The results of a plan, of which there are `N`.

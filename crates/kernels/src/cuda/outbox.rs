@@ -2,10 +2,11 @@
 //!
 //! A copy goes through page-locked memory on a stream of its own, so that neither the device nor
 //! the thread that feeds it waits for it. What is under way is bounded: who sends more than that
-//! has to receive first.
+//! has to receive first. Where the system locks no more pages, copies wait.
 
 use candle_core::{DType, Device, Tensor};
 
+use super::bytes;
 use crate::{Error, Result};
 
 #[cfg(feature = "cuda")]
@@ -22,7 +23,7 @@ pub struct Parcel {
 
 #[derive(Debug)]
 enum Contents {
-    /// Was there from the beginning, or copied at once.
+    /// Was there from the beginning, or was waited for.
     Here(Tensor),
     #[cfg(feature = "cuda")]
     Coming(PinnedCopy),
@@ -50,7 +51,7 @@ impl Outbox {
 
     /// Whether a tensor can be sent before another one is received.
     pub fn has_room(&self, tensor: &Tensor) -> bool {
-        self.under_way == 0 || self.under_way + bytes(tensor) <= self.limit
+        self.under_way == 0 || self.under_way + bytes(tensor.dtype(), tensor.dims()) <= self.limit
     }
 
     /// Begins to copy a tensor.
@@ -62,11 +63,14 @@ impl Outbox {
         let contents = match tensor.device() {
             #[cfg(feature = "cuda")]
             Device::Cuda(device) if tensor.elem_count() > 0 => {
-                Contents::Coming(self.pinned.copy(OP, device, tensor)?)
+                match self.pinned.copy(OP, device, tensor)? {
+                    Some(copy) => Contents::Coming(copy),
+                    None => Contents::Here(at_once(tensor)?),
+                }
             }
-            _ => Contents::Here(tensor.to_device(&Device::Cpu).map_err(Error::candle(OP))?),
+            _ => Contents::Here(at_once(tensor)?),
         };
-        let bytes = bytes(tensor);
+        let bytes = bytes(tensor.dtype(), tensor.dims());
         self.under_way += bytes;
         Ok(Parcel { bytes, contents })
     }
@@ -89,6 +93,6 @@ impl Outbox {
     }
 }
 
-fn bytes(tensor: &Tensor) -> usize {
-    tensor.elem_count() * tensor.dtype().size_in_bytes()
+fn at_once(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_device(&Device::Cpu).map_err(Error::candle(OP))
 }

@@ -9,7 +9,9 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Argument, Call, Machine, Plan, WARP, blocks as count_blocks, expect, one, suffix};
+use super::{
+    Argument, Call, Machine, Plan, WARP, blocks as count_blocks, bytes, expect, one, suffix,
+};
 use crate::quantized::Encoding;
 use crate::tensor;
 use crate::{Error, Result};
@@ -93,8 +95,9 @@ impl Blocks {
             let (what, value) = ("weight", f64::from(value));
             return Err(Error::NonFinite { op: OP, what, index, value });
         }
-        let words =
-            Tensor::from_vec(words, (rows, row_words), device).map_err(Error::candle(OP))?;
+        let bytes = size_of_val(words.as_slice());
+        let words = Tensor::from_vec(words, (rows, row_words), device)
+            .map_err(Error::making(OP, device, bytes))?;
         Ok(Self { encoding, words, d_in })
     }
 
@@ -145,7 +148,9 @@ impl Blocks {
             }
             Ok(all)
         };
-        Ok(Self { encoding, words: stacked().map_err(Error::candle(OP))?, d_in })
+        let made = bytes(DType::U32, &[rows, row_words]);
+        let stacked = stacked().map_err(Error::making(OP, words.device(), made))?;
+        Ok(Self { encoding, words: stacked, d_in })
     }
 
     /// What runs plans where they are.
@@ -196,13 +201,16 @@ pub fn linear(machine: Machine, x: &Tensor, blocks: &Blocks) -> Result<Tensor> {
         return match expect_aligned(x) {
             Ok(()) => product(machine, x, blocks),
             Err(_) => {
-                let copy = x.force_contiguous().map_err(Error::candle(OP))?;
+                let made = bytes(x.dtype(), x.dims());
+                let copy = x.force_contiguous().map_err(Error::making(OP, x.device(), made))?;
                 product(machine, &copy, blocks)
             }
         };
     }
     let weight = unpack(machine, blocks, None, x.dtype())?;
-    weight.t().and_then(|weight| x.matmul(&weight)).map_err(Error::candle(OP))
+    let made = bytes(x.dtype(), &[m, blocks.rows()]);
+    let product = weight.t().and_then(|weight| x.matmul(&weight));
+    product.map_err(Error::making(OP, x.device(), made))
 }
 
 /// The weights `[rows, in]` that blocks stand for, or those of the rows `ids [n]` (`u32`, on the

@@ -34,7 +34,8 @@ pub(crate) fn upload(
             u32::try_from(value).map_err(|_| Error::range(op, what, "below 2³²", value))
         };
         let words = values.iter().map(word).collect::<Result<Vec<u32>>>()?;
-        Tensor::from_vec(words, values.len(), device).map_err(Error::candle(op))
+        let bytes = size_of_val(words.as_slice());
+        Tensor::from_vec(words, values.len(), device).map_err(Error::making(op, device, bytes))
     };
     if device.is_cpu() {
         return words();

@@ -180,7 +180,11 @@ impl<'a> Matrix<'a> {
             .find_map_first(|bad| bad);
         match bad {
             Some((row, column, value)) => Err(self.not_finite(row, column, value)),
-            None => Ok(Tensor::from_vec(elements, (rows, columns), device)?),
+            None => {
+                let bytes = size_of_val(elements.as_slice());
+                let making = kernels::Error::making("loading weights", device, bytes);
+                Ok(Tensor::from_vec(elements, (rows, columns), device).map_err(making)?)
+            }
         }
     }
 

@@ -27,7 +27,9 @@ impl Weights for PlacedWeights<'_> {
     fn vector(&self, parts: &[(String, usize)]) -> Result<Tensor> {
         let vector = self.weights.vector(parts)?;
         Ok(match parts.first() {
-            Some((name, _)) => vector.to_device(self.home.of(name))?,
+            Some((name, _)) => {
+                kernels::cuda::bring("loading weights", &vector, self.home.of(name))?
+            }
             None => vector,
         })
     }
