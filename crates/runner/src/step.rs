@@ -14,6 +14,7 @@
 //! with results and new keys spoiled in between. What cannot be captured, or gives other bits, is
 //! run one by one from then on, and [`KvCache::launches`] says why.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -63,6 +64,31 @@ pub enum OneByOne {
     Failed(Error),
     /// The captured launches gave other bits than the same ones by themselves.
     Differed,
+}
+
+impl fmt::Display for Launches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OneByOne(reason) => write!(f, "one by one: {reason}"),
+            Self::AtOnce => f.write_str("at once"),
+        }
+    }
+}
+
+impl fmt::Display for OneByOne {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked => f.write_str("asked for"),
+            Self::Placement => f.write_str("the layers are not on one gpu"),
+            Self::Tokens => f.write_str("not one token for each row of a filled cache"),
+            Self::Layers => f.write_str("not all of the layers"),
+            Self::Points => f.write_str("layers are observed or edited, or nothing behind them is"),
+            Self::Frequencies => f.write_str("rows have different rotary frequencies"),
+            Self::First => f.write_str("the first of its kind, or the cache grew"),
+            Self::Failed(error) => write!(f, "at once failed: {error}"),
+            Self::Differed => f.write_str("at once gave other bits"),
+        }
+    }
 }
 
 /// What the points behind the layers hold: `[batch, 1, width]` each.
