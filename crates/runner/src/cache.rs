@@ -62,7 +62,8 @@ impl KvCache {
         Self::with_capacity(0)
     }
 
-    /// An empty cache that takes memory for so many positions when a layer is first used.
+    /// An empty cache that takes memory for so many positions when a layer is first used. On a GPU
+    /// the last bits of steps of up to 8 tokens depend on how many positions there is memory for.
     pub fn with_capacity(positions: usize) -> Self {
         Self { layers: Some(Vec::new()), reserved: positions, ..Self::default() }
     }
@@ -143,9 +144,8 @@ impl KvCache {
     }
 
     /// Adds a batch's keys and values to a layer and returns all of them, from
-    /// position 0 to the longest row's last. On a GPU what follows is what there is memory for: of
-    /// few queries the bits depend on how many keys there could be, and so they are the same
-    /// whatever is observed.
+    /// position 0 to the longest row's last; on a GPU to the last one that there is memory for, on
+    /// which the bits of few queries depend: so they are the same in captured steps and in others.
     pub(crate) fn extend(
         &mut self,
         layer: usize,

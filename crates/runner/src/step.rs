@@ -3,7 +3,7 @@
 //! A step computes one token of every row, with hundreds of launches that each take the host some
 //! microseconds. In a model of few parameters the host is then slower than the GPU. So the launches
 //! of a step are captured and given to the GPU as one, wherever that is possible and without being
-//! asked: it is never slower.
+//! asked: it costs nothing but the capture.
 //!
 //! The one decision that shapes this module: a captured step is computed by the same layers as any
 //! pass, from a value that holds all that its launches use ([`Step`]) and nothing else of the step.
@@ -60,7 +60,7 @@ pub enum OneByOne {
     Frequencies,
     /// The first step of its kind, or one for which the cache had to grow: the next one is captured.
     First,
-    /// Capturing or running it failed, as did no launch by itself.
+    /// Capturing the launches, or running what was captured, failed.
     Failed(Error),
     /// The captured launches gave other bits than the same ones by themselves.
     Differed,
@@ -212,9 +212,11 @@ impl Steps {
         let results = match self.graph.take().filter(|graph| graph.kept().is_of(&held)) {
             Some(graph) => self.again(graph, &resid, &pass.offsets)?,
             None => {
-                let step = Step::new(machine, model, kind, &held, &resid)?;
-                step.enter(&resid, &pass.offsets)?;
-                self.capture(step)?
+                let step = Step::new(machine, model, kind, &held, &resid);
+                match step.and_then(|step| step.enter(&resid, &pass.offsets).map(|()| step)) {
+                    Ok(step) => self.capture(step)?,
+                    Err(error) => return Ok(self.none(OneByOne::Failed(error))),
+                }
             }
         };
         for held in &mut held {

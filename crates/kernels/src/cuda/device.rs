@@ -155,13 +155,13 @@ pub(super) struct PinnedCopy {
     source: Tensor,
 }
 
-/// The end of a copy, which is waited for before its memory goes.
+/// The end of some work, which is waited for before its memory goes.
 #[derive(Debug)]
 struct Done(CudaEvent);
 
 impl Drop for Done {
     fn drop(&mut self) {
-        // A device that is lost copies no more; whoever receives is told.
+        // A device that is lost does no more; whoever asks for the results is told.
         let _ = self.0.synchronize();
     }
 }
@@ -252,12 +252,15 @@ impl Pinned {
 
 /// Launches that were captured.
 pub(super) struct Captured {
+    /// The end of the last run, the first to be dropped: then goes the graph, and then what its
+    /// launches use.
+    done: Done,
     graph: CudaGraph,
-    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
 }
 
-// SAFETY: the driver's functions on graphs may be called on any thread, one at a time: the methods
-// that call them take the only reference there is, and dropping takes the value itself.
+// SAFETY: the driver's functions on graphs may be called on any thread, one at a time: the method
+// that calls them takes the only reference there is, and dropping takes the value itself.
 unsafe impl Send for Captured {}
 // SAFETY: behind a shared reference there is no method at all.
 unsafe impl Sync for Captured {}
@@ -265,15 +268,8 @@ unsafe impl Sync for Captured {}
 impl Captured {
     /// Launches all of them on the stream of this thread.
     pub(super) fn launch(&mut self) -> Result<()> {
-        self.graph.launch().map_err(Error::driver(CAPTURE))
-    }
-}
-
-impl Drop for Captured {
-    fn drop(&mut self) {
-        // What the last launch uses may go after this, and so may the graph. A device that is lost
-        // launches no more.
-        let _ = self.context.synchronize();
+        let launched = self.graph.launch().and_then(|()| self.done.0.record(&self.stream));
+        launched.map_err(Error::driver(CAPTURE))
     }
 }
 
@@ -322,7 +318,8 @@ fn capture_on<E: From<Error>>(
     let graph =
         graph.ok_or_else(|| Error::range(CAPTURE, "the number of launches", "at least 1", 0))?;
     graph.upload().map_err(Error::driver(CAPTURE))?;
-    Ok(Captured { graph, context: stream.context().clone() })
+    let done = Done(stream.record_event(None).map_err(Error::driver(CAPTURE))?);
+    Ok(Captured { done, graph, stream: stream.clone() })
 }
 
 /// A capture under way, which ends in any case: until then the stream does no work.
@@ -334,11 +331,10 @@ struct Open<'a> {
 impl Open<'_> {
     fn end(&mut self) -> std::result::Result<Option<CudaGraph>, DriverError> {
         self.open = false;
-        // cudarc gives an error that a drop has left in place of what it is asked for: here that
-        // would be the end of the capture.
-        let left = self.stream.context().check_err();
-        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
-        left.and(graph)
+        let end = || self.stream.end_capture(CUgraphInstantiate_flags(0));
+        // cudarc gives an error that a drop has left before it does what it is asked for: then the
+        // second call ends the capture, else it has nothing to end.
+        end().inspect_err(|_| drop(end()))
     }
 }
 
@@ -373,16 +369,19 @@ fn with_loaded<R>(
 ) -> Result<R> {
     let stream = device.cuda_stream();
     let context = stream.context();
+    // A GPU that was opened twice has two of cudarc's contexts.
+    if context.is_event_tracking() {
+        // SAFETY: one stream of a context computes. Another one copies to main memory, waits for the
+        // first by an event of its own, and what it reads lives until it is done (`PinnedCopy`). So
+        // the two events of every allocation, which cost as much as a small launch, order nothing.
+        unsafe { context.disable_event_tracking() };
+    }
     let mut all = loaded();
     let all = all.get_or_insert_with(HashMap::new);
     if let Some(loaded) = all.get_mut(&context.ordinal()) {
         return f(loaded);
     }
     capability::check(of_device(op, context)?, Capability::BUILT)?;
-    // SAFETY: one stream of a context computes. Another one copies to main memory, waits for the
-    // first by an event of its own, and what it reads lives until it is done (`PinnedCopy`). So the
-    // two events of every allocation, which cost as much as a small launch, order nothing.
-    unsafe { context.disable_event_tracking() };
     let mut modules = HashMap::new();
     for (stem, fatbin) in FATBINS {
         let module = context.load_module(Ptx::from_binary(fatbin.to_vec()));

@@ -114,6 +114,12 @@ mod tests {
         Ok(())
     }
 
+    /// A cache with a graph may go from thread to thread.
+    const _: fn() = || {
+        fn check<T: Send + Sync>() {}
+        check::<Graph<Vec<candle_core::Tensor>, Error>>();
+    };
+
     #[test]
     fn on_main_memory_the_function_runs_again() {
         let mut graph = Graph::capture(&Device::Cpu, Cell::new(0), count).unwrap();

@@ -1,7 +1,10 @@
 //! Steps of decoding on the device of `crate::machine`, as one launch and launch by launch.
 
 use candle_core::Tensor;
-use hooks::{ActivationCache, Batch, Edits, HookPoint, Row, Wanted};
+use hooks::{
+    Activation, ActivationCache, ActivationSink, Batch, Edits, HookPoint, ModelInfo, Plan, Row,
+    Wanted,
+};
 use runner::{Input, KvCache, Launches, Model, OneByOne, WeightDtype};
 
 use crate::common::{Golden, bits, everything, some};
@@ -59,12 +62,45 @@ impl Texts {
     }
 }
 
+/// Keeps activations, and what it is told of them.
+struct Told {
+    kept: ActivationCache,
+    calls: Vec<String>,
+}
+
+impl ActivationSink for Told {
+    fn plan(&mut self, info: &ModelInfo) -> hooks::Result<Plan> {
+        self.kept.plan(info)
+    }
+
+    fn begin(&mut self, batch: &Batch) -> hooks::Result<()> {
+        self.calls.push(format!("begin {}", batch.rows().len()));
+        self.kept.begin(batch)
+    }
+
+    fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> hooks::Result<()> {
+        let dims = activation.tensor.dims();
+        self.calls.push(format!("{point} {dims:?} {:?}", activation.positions));
+        self.kept.record(point, activation)
+    }
+
+    fn end_layer(&mut self, layer: usize) -> hooks::Result<()> {
+        self.calls.push(format!("end {layer}"));
+        self.kept.end_layer(layer)
+    }
+
+    fn end_batch(&mut self) -> hooks::Result<()> {
+        self.calls.push("end".to_owned());
+        self.kept.end_batch()
+    }
+}
+
 /// Runs batches one after the other and tells how each was launched.
 pub fn run(
     model: &Model,
     batches: &[Batch],
     cache: &mut KvCache,
-    sink: &mut ActivationCache,
+    sink: &mut dyn ActivationSink,
 ) -> Vec<String> {
     let session = model.session(sink).unwrap();
     let layers = 0..model.info().n_layers();
@@ -83,8 +119,9 @@ pub fn said(cache: &KvCache) -> String {
     }
 }
 
+/// A sink for what is behind the layers.
 pub fn logits(model: &Model) -> ActivationCache {
-    some(model, &["logits"], &Wanted::all())
+    some(model, &["ln_final.hook_normalized", "logits"], &Wanted::all())
 }
 
 /// What the rows' logits are, all positions behind one another.
@@ -95,7 +132,8 @@ fn of_rows(sink: &ActivationCache, rows: usize) -> Vec<Tensor> {
 #[track_caller]
 fn check(model: &Model, what: &str, texts: &Texts, capacity: usize, expected: &[&str]) {
     let batches = texts.batches(model);
-    let (mut at_once, mut one_by_one) = (logits(model), logits(model));
+    let told = || Told { kept: logits(model), calls: Vec::new() };
+    let (mut at_once, mut one_by_one) = (told(), told());
     let mut cache = KvCache::with_capacity(capacity);
     let launches = run(model, &batches, &mut cache, &mut at_once);
     assert_eq!(launches, expected, "{what}");
@@ -103,7 +141,8 @@ fn check(model: &Model, what: &str, texts: &Texts, capacity: usize, expected: &[
     run(model, &batches, &mut cache, &mut one_by_one);
     assert!(matches!(cache.launches(), Some(Launches::OneByOne(OneByOne::Asked))));
     let rows = texts.prompts.len();
-    let (got, expected) = (of_rows(&at_once, rows), of_rows(&one_by_one, rows));
+    assert_eq!(at_once.calls, one_by_one.calls, "{what}");
+    let (got, expected) = (of_rows(&at_once.kept, rows), of_rows(&one_by_one.kept, rows));
     for (row, (got, expected)) in got.iter().zip(&expected).enumerate() {
         assert_eq!(got.dims(), expected.dims(), "{what}");
         assert!(bits(got) == bits(expected), "{what}: row {row}");
