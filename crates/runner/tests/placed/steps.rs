@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 use hooks::{
-    Activation, ActivationCache, ActivationSink, Batch, Edits, HookPoint, ModelInfo, Plan, Row,
-    Wanted,
+    Activation, ActivationCache, ActivationSink, Batch, Edit, Edits, HookPoint, ModelInfo, NoSink,
+    Plan, Positions, Row, Rule, Selection, Site, Wanted,
 };
-use runner::{Input, KvCache, Launches, Model, OneByOne, WeightDtype};
+use runner::{Input, KvCache, Launches, Model, WeightDtype};
 
 use crate::common::{Golden, bits, everything, some};
 use crate::machine;
@@ -138,8 +138,8 @@ fn check(model: &Model, what: &str, texts: &Texts, capacity: usize, expected: &[
     let launches = run(model, &batches, &mut cache, &mut at_once);
     assert_eq!(launches, expected, "{what}");
     let mut cache = KvCache::with_capacity(capacity).one_by_one();
-    run(model, &batches, &mut cache, &mut one_by_one);
-    assert!(matches!(cache.launches(), Some(Launches::OneByOne(OneByOne::Asked))));
+    let launches = run(model, &batches, &mut cache, &mut one_by_one);
+    assert!(!launches.iter().any(|launches| launches == "AtOnce"), "{what}: {launches:?}");
     let rows = texts.prompts.len();
     assert_eq!(at_once.calls, one_by_one.calls, "{what}");
     let (got, expected) = (of_rows(&at_once.kept, rows), of_rows(&one_by_one.kept, rows));
@@ -204,4 +204,58 @@ fn what_is_observed_changes_no_bit_of_a_step() {
             }
         });
     }
+}
+
+#[test]
+fn rows_of_the_same_frequencies_step_together() {
+    // Texts of more than 10 tokens are rotated by other frequencies.
+    let model = placed(&Golden::load("phi3-c"), WeightDtype::F32, 1);
+    assert_eq!(model.info().frequency_switch, Some(10));
+    machine::with(|| {
+        check(&model, "long", &Texts::new(&model, &[13, 11], 3), 0, &usually(3));
+        check(&model, "short", &Texts::new(&model, &[4, 2], 3), 0, &usually(3));
+        let apart = ["Tokens", "Frequencies", "Frequencies"];
+        check(&model, "both", &Texts::new(&model, &[13, 2], 2), 0, &apart);
+    });
+}
+
+#[test]
+fn what_is_no_step_says_why() {
+    let golden = Golden::load("llama-c");
+    let model = placed(&golden, WeightDtype::F32, 1);
+    let batches = Texts::new(&model, &[4, 2], 3).batches(&model);
+    let n_layers = model.info().n_layers();
+    machine::with(|| {
+        let (mut cache, mut sink) = (KvCache::new(), NoSink);
+        let session = model.session(&mut sink).unwrap();
+        let mut launches = Vec::new();
+        for (batch, layers) in batches.iter().zip([n_layers, n_layers, n_layers - 1]) {
+            let edits = Edits::default();
+            let layers = 0..layers;
+            session.forward(batch, Input::Tokens, layers, &mut cache, &edits, &mut sink).unwrap();
+            launches.push(said(&cache));
+        }
+        // Nothing is wanted at all.
+        assert_eq!(launches, ["Tokens", "Points", "Layers"]);
+
+        let (mut cache, mut sink) = (KvCache::new(), logits(&model));
+        let mut edits = Edits::default();
+        let point = HookPoint::layer(Site::MlpOut, 0);
+        let rule =
+            Rule { point, heads: Selection::All, positions: Positions::All, edit: Edit::Zero };
+        edits.add(rule, model.info()).unwrap();
+        let session = model.session(&mut sink).unwrap();
+        for batch in &batches[..2] {
+            let layers = 0..n_layers;
+            session.forward(batch, Input::Tokens, layers, &mut cache, &edits, &mut sink).unwrap();
+        }
+        assert_eq!(said(&cache), "Points");
+        cache.clear();
+        assert!(cache.launches().is_none());
+    });
+    let (mut cache, mut sink) = (KvCache::new(), logits(&golden.model()));
+    let launches = run(&golden.model(), &batches[..2], &mut cache, &mut sink);
+    assert_eq!(launches, ["Placement", "Placement"]);
+    let text = cache.launches().map(ToString::to_string);
+    assert_eq!(text.as_deref(), Some("one by one: the layers are not on one gpu"));
 }
