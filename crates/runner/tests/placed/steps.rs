@@ -187,13 +187,13 @@ fn steps_are_captured_anew_where_the_cache_grows() {
 
 #[test]
 fn what_is_observed_changes_no_bit_of_a_step() {
-    for name in ["llama-c", "gemma2-a"] {
+    for (name, length) in [("llama-c", 90), ("gemma2-a", 50)] {
         let model = placed(&Golden::load(name), WeightDtype::F32, 1);
-        let texts = Texts::new(&model, &[4, 2], 3);
+        let texts = Texts::new(&model, &[length, 40], 3);
         let batches = texts.batches(&model);
         machine::with(|| {
             let (mut alone, mut beside) = (logits(&model), everything(&model));
-            // Room for several parts of the keys.
+            // Keys in several tiles, and room for more parts of them than there are.
             let (mut cache, mut other) = (KvCache::with_capacity(200), KvCache::with_capacity(200));
             let launches = run(&model, &batches, &mut cache, &mut alone);
             assert_eq!(launches, usually(3), "{name}");
