@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::Tensor;
-use hooks::{Activation, ActivationSink, Batch, Edit, Edits, HookPoint, Plan, Site};
+use hooks::{ActivationSink, Batch, Edit, Edits, HookPoint, Plan, Site};
 
 use crate::cache::KvCache;
 use crate::layers::{Away, Pass};
@@ -124,7 +124,7 @@ impl<'m> Session<'m> {
             layers.into_iter().try_for_each(|layer| pass.end_layer(layer))?;
             let batch = pass.batch;
             return results.iter().try_for_each(|(point, tensor)| {
-                pass.record(*point, &Activation::new(tensor, batch))
+                pass.record(*point, &hooks::Activation::new(tensor, batch))
             });
         }
         let end = layers.end;
