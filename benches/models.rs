@@ -6,7 +6,8 @@
 //! | line | what is timed |
 //! |---|---|
 //! | `prefill BATCH TOKENS CAPTURE` | a forward pass over so many prompts, to the last logits on the host |
-//! | `decode STEPS` | a step of one prompt behind 128 tokens, mean of so many |
+//! | `decode STEPS` | a step of one prompt behind 128 tokens, mean of so many, and how it was launched |
+//! | `decode-one-by-one STEPS` | the same, never as a captured graph |
 //! | `identical BATCH TOKENS` | nothing: whether the last logits have the same bits whatever is captured |
 //!
 //! CAPTURE is `none`, `router`, `summary`, `residual` or `all`: computed and handed over, then
@@ -109,9 +110,13 @@ fn prefill(model: &Model, rows: usize, tokens: usize, capture: &str) -> Outcome<
     Ok((begun.elapsed().as_secs_f64(), kept.logits))
 }
 
-fn decode(model: &Model, steps: usize) -> Outcome<f64> {
+/// Mean seconds of a step, and how the last one was launched. The cache has room for all of them, so
+/// that none is captured while the clock counts.
+fn decode(model: &Model, steps: usize, one_by_one: bool) -> Outcome<(f64, String)> {
     let mut kept = Kept::new("none").ok_or("no such capture")?;
-    let (session, mut cache) = (model.session(&mut kept)?, KvCache::new());
+    let session = model.session(&mut kept)?;
+    let cache = KvCache::with_capacity(PROMPT + WARM_UP + steps);
+    let mut cache = if one_by_one { cache.one_by_one() } else { cache };
     step(&session, model, &batch(model, 1, PROMPT, 0)?, &mut cache, &mut kept)?;
     let mut begun = Instant::now();
     for i in 0..WARM_UP + steps {
@@ -120,7 +125,8 @@ fn decode(model: &Model, steps: usize) -> Outcome<f64> {
         }
         step(&session, model, &batch(model, 1, 1, PROMPT + i)?, &mut cache, &mut kept)?;
     }
-    Ok(begun.elapsed().as_secs_f64() / steps as f64)
+    let seconds = begun.elapsed().as_secs_f64() / steps as f64;
+    Ok((seconds, cache.launches().map_or_else(String::new, ToString::to_string)))
 }
 
 fn answer(model: &Model, line: &str) -> Outcome<Value> {
@@ -129,7 +135,11 @@ fn answer(model: &Model, line: &str) -> Outcome<Value> {
         ["prefill", rows, tokens, capture] => {
             prefill(model, rows.parse()?, tokens.parse()?, capture)?.0
         }
-        ["decode", steps] => decode(model, steps.parse::<usize>()?.max(1))?,
+        ["decode" | "decode-one-by-one", steps] => {
+            let one_by_one = words[0] != "decode";
+            let (seconds, launches) = decode(model, steps.parse::<usize>()?.max(1), one_by_one)?;
+            return Ok(json!({"work": line, "seconds": seconds, "launches": launches}));
+        }
         ["identical", rows, tokens] => {
             let (rows, tokens) = (rows.parse()?, tokens.parse()?);
             let [none, all] = ["none", "all"].map(|capture| prefill(model, rows, tokens, capture));

@@ -30,6 +30,12 @@ def router(logits, numbers):
     return probs, indices, weights / weights.sum(-1, keepdim=True)
 
 
+def cache_append(k, v, lengths, offsets, keys, values, numbers):
+    end = numbers[1] + k.shape[1]
+    keys[:, numbers[1]:end], values[:, numbers[1]:end] = k, v
+    return keys[:, :end], values[:, :end]
+
+
 def attention(q, k, v, lengths, offsets, numbers):
     # Batch, head, position; every query sees what is before it, and a single one all there is.
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -75,6 +81,7 @@ PEERS = {
     "gated_silu": lambda gate, up, numbers: F.silu(gate) * up,
     "softmax": lambda x, numbers: F.softmax(x, dim=-1),
     "router": router,
+    "cache_append": cache_append,
     "attention": attention,
     "attention_pattern": attention_pattern,
     "attention_summary": attention_summary,

@@ -2,6 +2,7 @@
 """Writes a model folder with random weights: config.json and bf16 safetensors.
 
     random_model.py llama-8b FOLDER       the shape of Llama-3-8B, 16 GB
+    random_model.py llama-135m FOLDER     the shape of SmolLM2-135M, 0.3 GB
     random_model.py mixtral FOLDER        the shape of Mixtral-8x7B with 8 of its 32 layers, 24 GB
     random_model.py tiny-llama FOLDER     the same code on sizes for a test; also tiny-mixtral
 
@@ -31,6 +32,7 @@ def sizes(hidden, mlp, heads, kv_heads, layers, vocabulary, context):
 
 SHAPES = {
     "llama-8b": {**LLAMA, **BOTH, **sizes(4096, 14336, 32, 8, 32, 128256, 8192)},
+    "llama-135m": {**LLAMA, **BOTH, **sizes(576, 1536, 9, 3, 30, 49152, 8192)},
     "mixtral": {**MIXTRAL, **BOTH, **sizes(4096, 14336, 32, 8, 8, 32000, 32768)},
     "tiny-llama": {**LLAMA, **BOTH, **sizes(64, 128, 4, 2, 2, 320, 512)},
     "tiny-mixtral": {**MIXTRAL, **BOTH, **sizes(64, 128, 4, 2, 2, 320, 512)},

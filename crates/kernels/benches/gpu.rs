@@ -25,6 +25,7 @@ use kernels::activation::ActivationFunction::Silu;
 use kernels::attention::AttentionOptions;
 use kernels::cuda::attention_pattern::{QueriesAndKeys, attention_pattern};
 use kernels::cuda::attention_summary::attention_summary;
+use kernels::cuda::cache_append::{Input, cache_append};
 use kernels::cuda::{self, Call, Machine, Plan};
 use kernels::cuda::{activation, attention, layer_norm, moe, rms_norm, rotary, router, softmax};
 use kernels::router::Selection::SoftmaxTopK;
@@ -88,6 +89,17 @@ const DECODE: Inputs = &[
     (U32, &[8]),
     (U32, &[8]),
 ];
+/// New keys and values, how many, where they go, and the cache.
+const STEP: Inputs = &[
+    (BF16, &[8, 1, 8, 128]),
+    (BF16, &[8, 1, 8, 128]),
+    (U32, &[8]),
+    (U32, &[8]),
+    (BF16, &[8, 8192, 8, 128]),
+    (BF16, &[8, 8192, 8, 128]),
+];
+/// What of the cache is not written.
+const STEP_UNREAD: usize = 2 * 8 * 8191 * 8 * 128 * 2;
 /// Queries, keys, valid queries and keys before them, log-sum-exp, and boundaries or heads.
 const OBSERVED: Inputs = &[
     (BF16, &[1, 8192, 32, 128]),
@@ -132,6 +144,7 @@ const CASES: &[Case] = &[
     case("attention", PREFILL, &[1024, 0], attended).flops(2.0 * 8.0 * 1024.0 * 1025.0 * 4096.0),
     case("attention", LONG, &[8192, 0], attended).flops(2.0 * 8192.0 * 8193.0 * 4096.0),
     case("attention", DECODE, &[1, 8191], attended),
+    case("cache_append", STEP, &[1, 100], appended).unread(STEP_UNREAD),
     // Products with keys.
     case("attention_summary", OBSERVED, &[8192, 0, 0], summarised).flops(8192.0 * 8193.0 * 4096.0),
     case("attention_pattern", OBSERVED, &[8192, 0, 0], observed),
@@ -144,6 +157,12 @@ fn attended(machine: Machine, x: &[Tensor], _: &[usize]) -> Result<Vec<Tensor>> 
     let input = attention::Input { q, k, v, lengths, offsets, sinks: None };
     let output = attention::attention(machine, &input, &options())?;
     Ok(vec![output.z, output.lse])
+}
+
+fn appended(machine: Machine, x: &[Tensor], _: &[usize]) -> Result<Vec<Tensor>> {
+    let [k, v, lengths, offsets, keys, values] = x else { unreachable!() };
+    cache_append(machine, &Input { k, v, lengths, offsets, keys, values })?;
+    Ok(Vec::new())
 }
 
 fn summarised(machine: Machine, x: &[Tensor], _: &[usize]) -> Result<Vec<Tensor>> {

@@ -25,7 +25,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
         return Err(Error::shape(OP, "y", format!("{:?}", x.dims()), y.dims()));
     }
     if cuda::machine(x).is_some() {
-        return (x + y).map_err(Error::candle(OP));
+        return (x + y).map_err(making(OP, x));
     }
     let (x, y) = (Values::new(OP, "x", x)?, Values::new(OP, "y", y)?);
     let (xs, ys) = (x.rows(), y.rows());
@@ -40,7 +40,7 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 pub fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     const OP: &str = "scale";
     if cuda::machine(x).is_some() {
-        return (x * factor).map_err(Error::candle(OP));
+        return (x * factor).map_err(making(OP, x));
     }
     let x = Values::new(OP, "x", x)?;
     let rows = x.rows();
@@ -64,12 +64,17 @@ pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
     }
     if cuda::machine(x).is_some() {
         let capped = (x * (1.0 / cap)).and_then(|x| x.tanh()).and_then(|x| x * cap);
-        return capped.map_err(Error::candle(OP));
+        return capped.map_err(making(OP, x));
     }
     let x = Values::new(OP, "x", x)?;
     let rows = x.rows();
     let make = Capped { x: &rows, inverse: (1.0 / cap) as f32, cap: cap as f32 };
     tensor::by_rows(OP, x.dims(), rows.width(), &make)
+}
+
+/// The error of an operation on a device whose result is as large as `x`.
+fn making(op: &'static str, x: &Tensor) -> impl FnOnce(candle_core::Error) -> Error {
+    Error::making(op, x.device(), cuda::bytes(x.dtype(), x.dims()))
 }
 
 struct Sums<'a> {

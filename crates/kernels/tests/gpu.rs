@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod device;
+#[path = "machine/graph.rs"]
+mod graph;
 #[path = "machine/gpu.rs"]
 mod machine;

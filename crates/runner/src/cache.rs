@@ -1,8 +1,15 @@
 //! Keys and values of positions already seen.
 
-use candle_core::Tensor;
-use hooks::Batch;
+use std::ops::Range;
 
+use candle_core::Tensor;
+use hooks::{Batch, Plan};
+use kernels::cuda;
+use kernels::cuda::cache_append::{Input, cache_append};
+
+use crate::layers::Pass;
+use crate::model::Model;
+use crate::step::{Launches, Results, Steps};
 use crate::{Error, Result};
 
 /// Positions that memory is first taken for.
@@ -14,28 +21,40 @@ const FIRST: usize = 64;
 /// positions held. A smaller offset rewinds, and what was held from there on is
 /// overwritten. Memory is taken ahead and doubles when it is full, so that a
 /// decode step copies only its own keys.
+///
+/// On a GPU it also holds what its steps launch, captured as one where that is possible (see
+/// [`launches`](Self::launches)), and with it the weights: a model's memory is free when its caches
+/// are gone, too.
 #[derive(Debug, Default)]
 pub struct KvCache {
     /// `None`: nothing is kept, every batch starts at position 0.
     layers: Option<Vec<Option<LayerCache>>>,
     /// Positions that each layer takes memory for at once.
     reserved: usize,
+    steps: Steps,
 }
 
 #[derive(Debug)]
-struct LayerCache {
+pub(crate) struct LayerCache {
     /// `[batch, capacity, kv_head, d_head]`.
-    k: Tensor,
+    pub(crate) k: Tensor,
     /// `[batch, capacity, kv_head, d_value]`.
-    v: Tensor,
+    pub(crate) v: Tensor,
     /// Positions held, by row.
-    lengths: Vec<usize>,
+    pub(crate) lengths: Vec<usize>,
+}
+
+impl LayerCache {
+    /// Positions that there is memory for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.k.dims().get(1).copied().unwrap_or(0)
+    }
 }
 
 impl KvCache {
     /// A cache that keeps nothing: for prompts that are not continued.
     pub fn off() -> Self {
-        Self { layers: None, reserved: 0 }
+        Self { layers: None, ..Self::default() }
     }
 
     /// An empty cache.
@@ -43,9 +62,23 @@ impl KvCache {
         Self::with_capacity(0)
     }
 
-    /// An empty cache that takes memory for so many positions when a layer is first used.
+    /// An empty cache that takes memory for so many positions when a layer is first used. On a GPU
+    /// the last bits of steps of up to 8 tokens depend on how many positions there is memory for.
     pub fn with_capacity(positions: usize) -> Self {
-        Self { layers: Some(Vec::new()), reserved: positions }
+        Self { layers: Some(Vec::new()), reserved: positions, ..Self::default() }
+    }
+
+    /// The same, giving a GPU every step launch by launch: slower, for comparisons.
+    #[must_use]
+    pub fn one_by_one(mut self) -> Self {
+        self.steps.one_by_one = true;
+        self
+    }
+
+    /// How the last pass that used the cache was given to its device; `None` before the first one,
+    /// and for a cache that keeps nothing.
+    pub fn launches(&self) -> Option<&Launches> {
+        self.steps.last()
     }
 
     /// Whether keys and values are kept.
@@ -63,6 +96,7 @@ impl KvCache {
         if let Some(layers) = &mut self.layers {
             layers.clear();
         }
+        self.steps.clear();
     }
 
     fn layer(&self, layer: usize) -> Option<&LayerCache> {
@@ -93,8 +127,25 @@ impl KvCache {
         Ok(())
     }
 
+    /// Runs a pass over all of a model's layers as one launch, where that is possible: see
+    /// [`Steps::run`].
+    pub(crate) fn step(
+        &mut self,
+        model: &Model,
+        plan: &Plan,
+        layers: &Range<usize>,
+        resid: &Tensor,
+        pass: &Pass<'_>,
+    ) -> Result<Option<Results>> {
+        match &mut self.layers {
+            Some(held) => self.steps.run(model, plan, layers, held, resid, pass),
+            None => Ok(None),
+        }
+    }
+
     /// Adds a batch's keys and values to a layer and returns all of them, from
-    /// position 0 to the longest row's last.
+    /// position 0 to the longest row's last; on a GPU to the last one that there is memory for, on
+    /// which the bits of few queries depend: so they are the same in captured steps and in others.
     pub(crate) fn extend(
         &mut self,
         layer: usize,
@@ -112,7 +163,7 @@ impl KvCache {
         let ends: Vec<usize> = lengths.iter().zip(offsets).map(|(len, at)| len + at).collect();
         let needed = ends.iter().copied().max().unwrap_or(0);
         let capacity = match &layers[layer] {
-            Some(held) => held.k.dim(1)?,
+            Some(held) => held.capacity(),
             None => 0,
         };
         if capacity < needed {
@@ -138,6 +189,16 @@ impl KvCache {
         let Some(held) = &mut layers[layer] else {
             return Ok((k, v));
         };
+        if let Some(machine) = cuda::machine(&k) {
+            let upload = |what, values| cuda::upload("extending a cache", what, values, k.device());
+            let (lengths, offsets) = (upload("length", lengths)?, upload("offset", offsets)?);
+            let (keys, values) = (held.k.clone(), held.v.clone());
+            let (lengths, offsets) = (&lengths, &offsets);
+            let input = Input { k: &k, v: &v, lengths, offsets, keys: &keys, values: &values };
+            cache_append(machine, &input)?;
+            held.lengths.copy_from_slice(&ends);
+            return Ok((keys, values));
+        }
         let alike = |values: &[usize]| values.windows(2).all(|pair| pair[0] == pair[1]);
         if lengths.first() == Some(&k.dim(1)?) && alike(lengths) && alike(offsets) {
             // One copy for all rows.

@@ -55,6 +55,7 @@ mod placement;
 mod refusal;
 mod session;
 mod source;
+mod step;
 mod tokenizer;
 mod weights;
 
@@ -74,4 +75,5 @@ pub use placement::Placement;
 pub use refusal::{Kind, Refusal, WeightFormat};
 pub use session::{Input, Session};
 pub use source::{BuiltIn, Resolved, Source};
+pub use step::{Launches, OneByOne};
 pub use tokenizer::{Encoding, Special, Tokenizer, Written};

@@ -1,5 +1,7 @@
 //! Models: loading, and what can be asked of a loaded one.
 
+use std::sync::Arc;
+
 use candle_core::DType;
 use hooks::{ActivationSink, Batch, Edits, ModelInfo};
 
@@ -61,7 +63,8 @@ pub struct LoadOptions {
 pub struct Model {
     config: Config,
     info: ModelInfo,
-    pub(crate) decoder: Decoder,
+    /// Shared with captured steps.
+    pub(crate) decoder: Arc<Decoder>,
     /// `None`: on the CPU.
     home: Option<Home>,
 }
@@ -112,7 +115,7 @@ impl Model {
                 (decoder.map_err(|error| home.explained(error))?, Some(home))
             }
         };
-        Ok(Self { config, info, decoder, home })
+        Ok(Self { config, info, decoder: Arc::new(decoder), home })
     }
 
     pub(crate) fn home(&self) -> Option<&Home> {

@@ -120,6 +120,12 @@ impl Home {
         self.dtype
     }
 
+    /// Whether all of the model is on one device.
+    pub(crate) fn on_one_device(&self) -> bool {
+        let mut devices = self.layers.iter().chain([&self.first]);
+        devices.all(|device| device.same_device(&self.last))
+    }
+
     /// Where the tensor of this Hugging Face name belongs: that of a layer to the layer's device,
     /// embeddings to the first one, also where they are the unembedding, all else to the last one.
     pub(crate) fn of(&self, name: &str) -> &Device {

@@ -124,6 +124,13 @@ impl<'m> Session<'m> {
             Input::Embeddings(embeddings) => self.enter(embeddings.clone(), pass)?,
             Input::Residual(resid) => resid.clone(),
         };
+        if let Some(results) = cache.step(self.model, &self.plan, &layers, &resid, pass)? {
+            layers.into_iter().try_for_each(|layer| pass.end_layer(layer))?;
+            let batch = pass.batch;
+            return results.iter().try_for_each(|(point, tensor)| {
+                pass.record(*point, &hooks::Activation::new(tensor, batch))
+            });
+        }
         let end = layers.end;
         let resid = decoder.layers(layers, resid, cache, pass)?;
         if !self.plan.wants_end() {

@@ -7,3 +7,5 @@ mod common;
 mod machine;
 #[path = "placed/models.rs"]
 mod models;
+#[path = "placed/steps.rs"]
+mod steps;

@@ -21,6 +21,24 @@ pub const ROTARY: [(usize, usize, usize, usize, usize); 6] = [
     (2, 3, 9, 128, 128),
 ];
 
+/// New tokens for a cache of keys and values: positions that come, capacity, heads, widths of keys
+/// and of values, and for each row how many of the positions count and where they go.
+pub type CacheAppend = ([usize; 5], &'static [usize], &'static [usize]);
+
+/// Single tokens and several, in rows alike and ragged ones, at the beginning, at the end, and
+/// beyond it; widths that are whole packs, and others.
+pub const CACHE_APPEND: [CacheAppend; 9] = [
+    ([1, 64, 2, 16, 16], &[1], &[0]),
+    ([1, 64, 2, 16, 16], &[1], &[63]),
+    ([1, 64, 8, 128, 128], &[1, 1, 1], &[5, 0, 40]),
+    ([1, 3, 1, 5, 3], &[1, 0], &[2, 1]),
+    ([7, 9, 3, 8, 24], &[7, 3, 0], &[2, 6, 9]),
+    ([5, 8, 2, 33, 7], &[5, 5], &[5, 8]),
+    ([4, 4, 1, 64, 0], &[4], &[0]),
+    ([0, 4, 2, 8, 8], &[0, 0], &[1, 2]),
+    ([40, 128, 4, 96, 64], &[40, 17], &[88, 1]),
+];
+
 /// Routers: tokens, experts, how many of them are chosen.
 pub const ROUTER: [(usize, usize, usize); 20] = [
     (0, 4, 2),

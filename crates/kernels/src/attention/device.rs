@@ -22,7 +22,11 @@ pub(super) fn attention(
             let boundaries: Vec<usize> =
                 attention_summary::boundaries(summary, wants.boundaries, batch).collect();
             let boundaries = upload(OP, "boundary", &boundaries, input.q.device())?;
-            let (input, lse) = (rows.queries_and_keys(input), &output.lse);
+            // Of keys that a cache has room for, those that are there.
+            let ends = input.lengths.iter().zip(input.offsets).map(|(length, at)| length + at);
+            let k = input.k.narrow(1, 0, ends.max().unwrap_or(0)).map_err(Error::candle(OP))?;
+            let input = AttentionInput { k: &k, ..*input };
+            let (input, lse) = (rows.queries_and_keys(&input), &output.lse);
             let window = summary.window;
             Some(attention_summary::attention_summary(
                 machine,

@@ -12,9 +12,12 @@ use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
 };
 use cudarc::driver::result::memcpy_dtoh_async;
-use cudarc::driver::sys::{CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute, CUresult};
+use cudarc::driver::sys::{
+    CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute, CUgraphInstantiate_flags, CUresult,
+    CUstreamCaptureMode,
+};
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr,
     DevicePtrMut, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, SyncOnDrop,
 };
 use cudarc::nvrtc::Ptx;
@@ -157,13 +160,13 @@ pub(super) struct PinnedCopy {
     source: Tensor,
 }
 
-/// The end of a copy, which is waited for before its memory goes.
+/// The end of some work, which is waited for before its memory goes.
 #[derive(Debug)]
 struct Done(CudaEvent);
 
 impl Drop for Done {
     fn drop(&mut self) {
-        // A device that is lost copies no more; whoever receives is told.
+        // A device that is lost does no more; whoever asks for the results is told.
         let _ = self.0.synchronize();
     }
 }
@@ -259,6 +262,103 @@ impl Pinned {
     }
 }
 
+/// Launches that were captured.
+pub(super) struct Captured {
+    /// The end of the last run, the first to be dropped: then goes the graph, and then what its
+    /// launches use.
+    done: Done,
+    graph: CudaGraph,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: the driver's functions on graphs may be called on any thread, one at a time: the method
+// that calls them takes the only reference there is, and dropping takes the value itself.
+unsafe impl Send for Captured {}
+// SAFETY: behind a shared reference there is no method at all.
+unsafe impl Sync for Captured {}
+
+impl Captured {
+    /// Launches all of them on the stream of this thread.
+    pub(super) fn launch(&mut self) -> Result<()> {
+        let launched = self.graph.launch().and_then(|()| self.done.0.record(&self.stream));
+        launched.map_err(Error::driver(CAPTURE))
+    }
+}
+
+const CAPTURE: &str = "capturing launches";
+
+/// See [`super::graph::Graph::capture`].
+///
+/// What this relies on, of candle 0.11 and cudarc 0.19:
+///
+/// - A `CudaDevice` has one stream, on which it allocates, frees, copies and launches, its products
+///   of matrices, too: the calling thread's own (`CudaContext::per_thread_stream`). So what this
+///   thread does between begin and end is captured, and nothing else is, whatever other threads do.
+/// - Memory is taken and freed in the order of the stream (`cuMemAllocAsync`, `cuMemFreeAsync`), in a
+///   capture as nodes of the graph. Freeing there what was taken before is an error of the driver,
+///   as is a graph whose memory is not freed in it at its second launch; a GPU without such
+///   allocation has the driver refuse the capture.
+/// - What candle copies from the host, as the strides of a strided operation, would be read again
+///   at every launch, when it is long gone. Under `enable_cuda_graph_htod_cache` it keeps such
+///   numbers on the device and, in a capture, uses what it has kept or ends with an error.
+/// - No slice has events to wait for (`with_loaded`), which would tie the capture to what was before.
+pub(super) fn capture<E: From<Error>>(
+    device: &CudaDevice,
+    run: impl Fn() -> std::result::Result<(), E>,
+) -> std::result::Result<Captured, E> {
+    let _kept_on_the_device = device.enable_cuda_graph_htod_cache();
+    run()?;
+    let stream = device.cuda_stream();
+    let captured = capture_on(&stream, run);
+    if captured.is_err() {
+        // What a drop has left would be the error of the next operation, which is none of this.
+        let _ = stream.context().check_err();
+    }
+    captured
+}
+
+fn capture_on<E: From<Error>>(
+    stream: &Arc<CudaStream>,
+    run: impl Fn() -> std::result::Result<(), E>,
+) -> std::result::Result<Captured, E> {
+    // An operation that could disturb a capture is refused to this thread, not to others.
+    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).map_err(Error::driver(CAPTURE))?;
+    let mut open = Open { stream, open: true };
+    run()?;
+    let graph = open.end().map_err(Error::driver(CAPTURE))?;
+    let graph =
+        graph.ok_or_else(|| Error::range(CAPTURE, "the number of launches", "at least 1", 0))?;
+    graph.upload().map_err(Error::driver(CAPTURE))?;
+    let done = Done(stream.record_event(None).map_err(Error::driver(CAPTURE))?);
+    Ok(Captured { done, graph, stream: stream.clone() })
+}
+
+/// A capture under way, which ends in any case: until then the stream does no work.
+struct Open<'a> {
+    stream: &'a Arc<CudaStream>,
+    open: bool,
+}
+
+impl Open<'_> {
+    fn end(&mut self) -> std::result::Result<Option<CudaGraph>, DriverError> {
+        self.open = false;
+        let end = || self.stream.end_capture(CUgraphInstantiate_flags(0));
+        // cudarc gives an error that a drop has left before it does what it is asked for: then the
+        // second call ends the capture, else it has nothing to end.
+        end().inspect_err(|_| drop(end()))
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            // The capture has failed already, and what this gives with it.
+            let _ = self.end();
+        }
+    }
+}
+
 /// A tensor in main memory of numbers of `N` bytes each.
 fn host<const N: usize, T: WithDType>(
     bytes: &[u8],
@@ -283,6 +383,7 @@ fn with_loaded<R>(
     let context = stream.context();
     let mut all = loaded();
     let all = all.get_or_insert_with(HashMap::new);
+    // A GPU that was opened twice has two of cudarc's contexts.
     if context.is_event_tracking() {
         // SAFETY: one stream of a thread computes on a device, and another thread waits for it
         // before it computes there (`wait`). Another stream copies to main memory, waits for the
@@ -349,7 +450,9 @@ fn start(
         .arguments
         .iter()
         .map(|argument| match *argument {
-            Argument::Input(index) => Value::Word(inputs.get(index).map_or(0, |input| input.0)),
+            Argument::Input(index) | Argument::InPlace(index) => {
+                Value::Word(inputs.get(index).map_or(0, |input| input.0))
+            }
             Argument::Output(index) => Value::Word(results.get(index).map_or(0, |y| y.0)),
             Argument::Null => Value::Word(0),
             Argument::Size(value) => Value::Word(value as u64),
@@ -383,7 +486,9 @@ fn start(
     };
     // SAFETY: the plan's arguments are those of the entry point, in kind and order, which the
     // emulation checks against the entry point's own parameters; pointers are valid, with the
-    // layouts that the plan checked, until the guards beside them are dropped below.
+    // layouts that the plan checked, until the guards beside them are dropped below. What is written
+    // in place is memory that only the device's own stream reads and writes, in the order of
+    // launches, as under candle's `slice_set`.
     unsafe { builder.launch(config) }.map_err(Error::driver(op))?;
     Ok(())
 }

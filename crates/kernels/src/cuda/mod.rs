@@ -23,9 +23,11 @@ pub mod activation;
 pub mod attention;
 pub mod attention_pattern;
 pub mod attention_summary;
+pub mod cache_append;
 pub mod capability;
 mod failure;
 pub mod gpu;
+pub mod graph;
 pub mod layer_norm;
 pub mod libraries;
 pub mod moe;
@@ -42,7 +44,7 @@ mod device;
 #[cfg(feature = "cuda")]
 pub use device::{launch, prepare};
 pub use outbox::{Outbox, Parcel};
-pub(crate) use upload::upload;
+pub use upload::upload;
 
 /// Bytes of the widest access of a thread.
 const PACK_BYTES: usize = 16;
@@ -55,7 +57,8 @@ const WARP: usize = 32;
 pub struct Plan<'a> {
     /// The operation, for errors.
     pub op: &'static str,
-    /// What is read, in the order of [`Argument::Input`].
+    /// What is read, in the order of [`Argument::Input`], and what is there to be written, of which
+    /// [`Argument::InPlace`] names the place.
     pub inputs: Vec<&'a Tensor>,
     /// Dtype and shape of what is written, contiguous, in the order of [`Argument::Output`].
     pub outputs: Vec<(DType, Vec<usize>)>,
@@ -101,7 +104,7 @@ pub fn emulated<R>(machine: Machine, f: impl FnOnce() -> R) -> R {
 }
 
 /// What runs plans of operations on `x`; `None` where the CPU's own code computes them.
-pub(crate) fn machine(x: &Tensor) -> Option<Machine> {
+pub fn machine(x: &Tensor) -> Option<Machine> {
     match x.device() {
         Device::Cpu => EMULATION.get(),
         #[cfg(feature = "cuda")]
@@ -192,6 +195,8 @@ pub enum Argument {
     Input(usize),
     /// Pointer to the first element of an output.
     Output(usize),
+    /// Pointer to the first element of a contiguous input that is written, too.
+    InPlace(usize),
     /// A pointer to nothing.
     Null,
     /// A `size_t`.
@@ -211,7 +216,7 @@ impl Argument {
     pub fn bytes(&self) -> Vec<u8> {
         let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         match self {
-            Self::Input(_) | Self::Output(_) => Vec::new(),
+            Self::Input(_) | Self::Output(_) | Self::InPlace(_) => Vec::new(),
             Self::Null => bytes(&[0]),
             Self::Size(value) => bytes(&[*value as u64]),
             Self::Float(value) => value.to_ne_bytes().to_vec(),

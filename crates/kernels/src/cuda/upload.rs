@@ -23,7 +23,7 @@ static UPLOADS: Mutex<Vec<Upload>> = Mutex::new(Vec::new());
 /// # Errors
 ///
 /// [`Error::Range`] for a value of 2³² and more, [`Error::Candle`] if they cannot be put there.
-pub(crate) fn upload(
+pub fn upload(
     op: &'static str,
     what: &'static str,
     values: &[usize],

@@ -52,3 +52,21 @@ pub fn rotary(x: &[f32], inv_freq: &[f64], attention_scale: f64, pos: usize) -> 
     }
     y
 }
+
+/// Puts the first `lengths[b]` of each row's `t` tokens into a cache of `s` positions, from
+/// `offsets[b]` on; `width` numbers a token.
+pub fn cache_append(
+    cache: &mut [f64],
+    new: &[f64],
+    [t, s, width]: [usize; 3],
+    lengths: &[usize],
+    offsets: &[usize],
+) {
+    for (b, (&length, &offset)) in lengths.iter().zip(offsets).enumerate() {
+        for token in (0..length).take_while(|token| offset + token < s) {
+            for i in 0..width {
+                cache[(b * s + offset + token) * width + i] = new[(b * t + token) * width + i];
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ mod activation;
 mod attention;
 mod attention_pattern;
 mod attention_summary;
+mod cache_append;
 mod layer_norm;
 mod moe;
 mod quantized;

@@ -27,7 +27,8 @@ thread_local! {
     static GPU: Device = cuda::gpu::open(0).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// The results of a plan, whose inputs are copied to the GPU with their strides.
+/// The results of a plan, whose inputs are copied to the GPU with their strides; those that are
+/// written in place then hold what was written.
 pub fn run(plan: &Plan, _: Effort) -> kernels::Result<Vec<Tensor>> {
     let gpu = GPU.with(Device::clone);
     let inputs: Vec<Tensor> =
@@ -36,7 +37,13 @@ pub fn run(plan: &Plan, _: Effort) -> kernels::Result<Vec<Tensor>> {
         assert_eq!(input.layout(), copy.layout());
     }
     let (outputs, call) = (plan.outputs.clone(), plan.call.clone());
-    let plan = Plan { op: plan.op, inputs: inputs.iter().collect(), outputs, call };
-    let results = cuda::launch(&plan)?;
+    let copied = Plan { op: plan.op, inputs: inputs.iter().collect(), outputs, call };
+    let results = cuda::launch(&copied)?;
+    for argument in copied.call.iter().flat_map(|call| &call.arguments) {
+        if let cuda::Argument::InPlace(index) = *argument {
+            let written = inputs[index].to_device(&Device::Cpu).unwrap();
+            plan.inputs[index].slice_set(&written, 0, 0).unwrap();
+        }
+    }
     Ok(results.into_iter().map(|y| y.to_device(&Device::Cpu).unwrap()).collect())
 }

@@ -57,13 +57,30 @@ impl Attention {
         let v = pass.site(Site::V, layer, inputs.heads(2, self.d_head)?)?;
         let (q, k) = match &self.rotary {
             Some(rotary) => (
-                pass.site(Site::RotQ, layer, rotary.rotate(&q, pass)?)?,
-                pass.site(Site::RotK, layer, rotary.rotate(&k, pass)?)?,
+                pass.site(Site::RotQ, layer, rotary.rotate(layer, &q, pass)?)?,
+                pass.site(Site::RotK, layer, rotary.rotate(layer, &k, pass)?)?,
             ),
             None => (q, k),
         };
-        let (k, v) = cache.extend(layer, k, v, &pass.lengths, &pass.offsets)?;
+        let z = match pass.step {
+            Some(step) => step.attend(layer, &q, [&k, &v], &options(&pass.layers[layer]))?,
+            None => self.attend(layer, &q, [k, v], cache, pass)?,
+        };
+        let z = pass.site(Site::Z, layer, z)?;
+        let (batch, pos, heads, width) = z.dims4()?;
+        self.output.forward(&z.reshape((batch, pos, heads * width))?)
+    }
 
+    /// What the queries attend to, and what is wanted beside it.
+    fn attend(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        [k, v]: [Tensor; 2],
+        cache: &mut KvCache,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        let (k, v) = cache.extend(layer, k, v, &pass.lengths, &pass.offsets)?;
         // The output has one path, whatever is wanted beside it.
         let wants = AttentionWants {
             lse: pass.wants(Site::Lse, layer).is_some(),
@@ -71,19 +88,20 @@ impl Attention {
             boundaries: pass.batch.boundaries(),
         };
         let input =
-            AttentionInput { q: &q, k: &k, v: &v, lengths: &pass.lengths, offsets: &pass.offsets };
+            AttentionInput { q, k: &k, v: &v, lengths: &pass.lengths, offsets: &pass.offsets };
         let options = options(&pass.layers[layer]);
         let output = attention(&input, &options, &wants)?;
-        self.record_beside(layer, [&q, &k, &v], &options, pass)?;
+        // Of keys that the cache has room for, those that are there.
+        let there = pass.end();
+        let (k, v) = (k.narrow(1, 0, there)?, v.narrow(1, 0, there)?);
+        self.record_beside(layer, [q, &k, &v], &options, pass)?;
         if let Some(lse) = output.lse {
             pass.site(Site::Lse, layer, lse)?;
         }
         if let Some(summary) = output.summary {
             pass.site(Site::Summary, layer, summary)?;
         }
-        let z = pass.site(Site::Z, layer, output.z)?;
-        let (batch, pos, heads, width) = z.dims4()?;
-        self.output.forward(&z.reshape((batch, pos, heads * width))?)
+        Ok(output.z)
     }
 
     /// `[batch, pos, head, d_head]` each, normalised.

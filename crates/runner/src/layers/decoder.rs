@@ -58,6 +58,17 @@ impl Decoder {
         Ok(logits)
     }
 
+    /// What a point behind the layers holds, from the residual stream there.
+    pub(crate) fn at(&self, point: HookPoint, resid: &Tensor) -> Result<Tensor> {
+        let normalized = self.ln_final.forward(resid)?;
+        if point == HookPoint::LOGITS { self.unembed(&normalized) } else { Ok(normalized) }
+    }
+
+    /// How wide that is.
+    pub(crate) fn width(&self, point: HookPoint, d_model: usize) -> usize {
+        if point == HookPoint::LOGITS { self.unembedding.single().d_out() } else { d_model }
+    }
+
     /// The residual stream after these layers, on the last one's device.
     pub(crate) fn layers(
         &self,
@@ -83,18 +94,13 @@ impl Decoder {
             }
             return Ok(());
         }
-        if let Some(request) = pass.plan.wants(HookPoint::LN_FINAL) {
-            let chosen = Chosen::new(resid, request, pass)?;
-            let normalized = chosen.map(|x| self.ln_final.forward(x), resid.dim(2)?)?;
-            chosen.record(HookPoint::LN_FINAL, &normalized, pass)?;
-        }
-        if let Some(request) = pass.plan.wants(HookPoint::LOGITS) {
-            let chosen = Chosen::new(resid, request, pass)?;
-            let logits = chosen.map(
-                |x| self.unembed(&self.ln_final.forward(x)?),
-                self.unembedding.single().d_out(),
-            )?;
-            chosen.record(HookPoint::LOGITS, &logits, pass)?;
+        for point in [HookPoint::LN_FINAL, HookPoint::LOGITS] {
+            if let Some(request) = pass.plan.wants(point) {
+                let chosen = Chosen::new(resid, request, pass)?;
+                let width = self.width(point, resid.dim(2)?);
+                let values = chosen.map(|x| self.at(point, x), width)?;
+                chosen.record(point, &values, pass)?;
+            }
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use kernels::cuda::{Outbox, Parcel};
 
 use crate::Result;
 use crate::placement::Home;
+use crate::step::Step;
 
 /// The model and the batch of a forward pass, who observes it and what is changed in it.
 pub(crate) struct Pass<'a> {
@@ -23,6 +24,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) lengths: Vec<usize>,
     /// Absolute position of each row's first token.
     pub(crate) offsets: Vec<usize>,
+    /// The step that this is, in which lengths and offsets above stand for those on the device.
+    pub(crate) step: Option<&'a Step>,
 }
 
 impl<'a> Pass<'a> {
@@ -35,7 +38,7 @@ impl<'a> Pass<'a> {
         away: Option<Away<'a>>,
     ) -> Self {
         let (lengths, offsets) = (batch.lengths(), batch.offsets());
-        Self { layers, plan, edits, batch, sink, away, lengths, offsets }
+        Self { layers, plan, edits, batch, sink, away, lengths, offsets, step: None }
     }
 
     /// What enters a layer, where the layer is; behind the last one, where the final norm is.

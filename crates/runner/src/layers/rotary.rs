@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use kernels::rotary::{RotaryTables, rotary};
 
 use super::Pass;
@@ -28,7 +28,10 @@ impl Rotary {
     }
 
     /// Rotates `[batch, pos, head, d_head]` by the positions of the batch.
-    pub(crate) fn rotate(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    pub(crate) fn rotate(&self, layer: usize, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        if let Some(step) = pass.step {
+            return step.rotate(layer, x);
+        }
         let whole = |grown: &Grown| {
             let tables = grown.tables(pass.end())?;
             Ok(rotary(x, &tables, &pass.offsets)?)
@@ -51,6 +54,24 @@ impl Rotary {
             Ok(rotary(&x.narrow(0, row, 1)?, &tables[usize::from(is_long)], offset)?)
         });
         Ok(Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// Whether sequences of these lengths have the frequencies of long ones; `None` if some have and
+    /// some have not.
+    pub(crate) fn is_long(&self, ends: &[usize]) -> Option<bool> {
+        let Some((above, _)) = &self.long else { return Some(false) };
+        let first = ends.first().is_some_and(|end| end > above);
+        ends.iter().all(|end| (end > above) == first).then_some(first)
+    }
+
+    /// Cosines and sines of at least so many positions on a device, of long sequences or of usual
+    /// ones.
+    pub(crate) fn tensors(&self, long: bool, n_pos: usize, device: &Device) -> Result<[Tensor; 2]> {
+        let grown = match &self.long {
+            Some((_, grown)) if long => grown,
+            _ => &self.usual,
+        };
+        Ok(grown.tables(n_pos)?.tensors(device)?)
     }
 }
 

@@ -7,6 +7,9 @@ use kernels::cuda::{Plan, emulated};
 #[path = "../../../kernels/tests/machine/emulated.rs"]
 mod emulation;
 
+/// Steps of decoding that a test makes.
+pub const STEPS: usize = 4;
+
 pub fn device() -> Device {
     Device::Cpu
 }

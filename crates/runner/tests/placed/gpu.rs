@@ -8,6 +8,9 @@ thread_local! {
     static GPU: Device = gpu::open(0).unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// Steps of decoding that a test makes.
+pub const STEPS: usize = 40;
+
 pub fn device() -> Device {
     GPU.with(Device::clone)
 }
