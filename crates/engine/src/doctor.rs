@@ -152,7 +152,11 @@ const MAX_THREADS: usize = 1024;
 
 /// Sets the number of threads that operations share, the calling one among them: it then
 /// works where another thread would wait for its commands, which are many and short. 0 takes
-/// as many as there are cores. Works once, before any operation has run.
+/// as many as there are cores, or as `RAYON_NUM_THREADS` says. Works once, before any operation
+/// has run.
+///
+/// Call it on the thread that measures. Where it is the only one of the pool, operations that are
+/// called on other threads wait until it runs some itself.
 ///
 /// # Errors
 ///

@@ -241,7 +241,7 @@ impl Steps {
     ) -> Result<Results> {
         graph.kept().enter(resid, offsets)?;
         match graph.launch() {
-            Ok(()) => self.keep(graph),
+            Ok(()) => Ok(self.keep(graph)),
             Err(error) => self.refuse(graph.into_kept(), OneByOne::Failed(error)),
         }
     }
@@ -254,17 +254,16 @@ impl Steps {
             Err((step, error)) => return self.refuse(step, OneByOne::Failed(error)),
         };
         match repeats(&mut graph) {
-            Ok(true) => self.keep(graph),
+            Ok(true) => Ok(self.keep(graph)),
             Ok(false) => self.refuse(graph.into_kept(), OneByOne::Differed),
             Err(error) => self.refuse(graph.into_kept(), OneByOne::Failed(error)),
         }
     }
 
-    /// Keeps a captured step for the next one, which will write over its results: a sink that holds on
-    /// to what it gets has a copy.
-    fn keep(&mut self, graph: Graph<Step, Error>) -> Result<Results> {
-        let copy = |(point, result): &(HookPoint, Tensor)| Ok((*point, result.copy()?));
-        let results = graph.kept().results.iter().map(copy).collect();
+    /// Keeps a captured step for the next one, which will write over its results: before that they
+    /// have gone to main memory, as all that a pass on a device records.
+    fn keep(&mut self, graph: Graph<Step, Error>) -> Results {
+        let results = graph.kept().results.clone();
         self.graph = Some(graph);
         self.last = Some(Launches::AtOnce);
         results

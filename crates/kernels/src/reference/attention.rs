@@ -67,7 +67,7 @@ pub fn attention(case: &AttentionCase) -> AttentionValues {
                         q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
                     *score = match case.soft_cap {
                         None => dot * case.scale,
-                        Some(cap) => cap * (dot * case.scale / cap).tanh(),
+                        Some(cap) => super::soft_cap(dot * case.scale, cap),
                     };
                 }
                 let sink = case.sinks.map(|sinks| f64::from(sinks[head]));

@@ -25,6 +25,11 @@ pub fn softmax(x: &[f32]) -> Vec<f64> {
     powers.iter().map(|power| power / sum).collect()
 }
 
+/// `c tanh(x / c)`.
+pub fn soft_cap(x: f64, cap: f64) -> f64 {
+    cap * (x / cap).tanh()
+}
+
 /// The activation function at `x`.
 pub fn activation(f: ActivationFunction, x: f64) -> f64 {
     match f {

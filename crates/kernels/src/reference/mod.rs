@@ -13,7 +13,7 @@ mod signal;
 pub use attention::{AttentionCase, AttentionValues, attention};
 pub use divergence::{kl_divergence, surprisal};
 pub use eigh::eigh;
-pub use elementwise::{activation, cache_append, layer_norm, rms_norm, rotary, softmax};
+pub use elementwise::{activation, cache_append, layer_norm, rms_norm, rotary, soft_cap, softmax};
 pub use graph::{laplacian, symmetric_weights};
 pub use linear::linear;
 pub use moe::moe_token;
