@@ -71,6 +71,23 @@ impl Panels {
         Self::build(n, k, &|j, columns, out| out.copy_from_slice(&row(j)[columns])).0
     }
 
+    /// Packs a matrix of `k` rows as it is: `write(i, columns, out)` writes these columns of row `i`.
+    #[inline(always)]
+    pub(crate) fn of_rows(
+        n: usize,
+        k: usize,
+        write: impl Fn(usize, Range<usize>, &mut [f32]),
+    ) -> Self {
+        let mut lanes = vec![Lanes::splat(0.0); n.div_ceil(WIDTH) * k];
+        for i in 0..k {
+            for (panel, lanes) in lanes[i..].iter_mut().step_by(k).enumerate() {
+                let columns = panel * WIDTH..n.min((panel + 1) * WIDTH);
+                write(i, columns.clone(), &mut lanes.0[..columns.len()]);
+            }
+        }
+        Self { lanes, n, k }
+    }
+
     /// As [`pack`](Self::pack), of rows that `read(row, columns, out)` reads in parts, which
     /// begin at multiples of 256; with the place of the first number that is not finite, in
     /// row-major order.

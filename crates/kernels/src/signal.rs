@@ -557,18 +557,13 @@ pub fn mode_energies_f32(eigen: &Eigen<f32>, signal: &Signal) -> Result<Vec<f64>
     }
     // Within the normal numbers, so that the scale of a subnormal is one too.
     let scale = 2.0_f64.powi(-(largest.log2().floor() as i32).max(f64::MIN_EXP));
-    // Transposed some rows at a time, so that whole cache lines are written.
-    const ROWS: usize = 16;
-    let mut columns = vec![0.0_f32; d * n];
-    for (block, rows) in signal.values.chunks(ROWS * d).enumerate() {
-        for (c, column) in columns.chunks_exact_mut(n).enumerate() {
-            let from = rows.iter().skip(c).step_by(d);
-            for (to, value) in column[block * ROWS..].iter_mut().zip(from) {
+    let right = vectorised(|| {
+        Panels::of_rows(d, n, |i, columns, to| {
+            for (to, value) in to.iter_mut().zip(&signal.values[i * d..][columns]) {
                 *to = (value * scale) as f32;
             }
-        }
-    }
-    let right = Panels::pack(d, n, |j| &columns[j * n..][..n]);
+        })
+    });
     let vectors: Vec<&[f32]> = eigen
         .vectors()
         .col_iter()
