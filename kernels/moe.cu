@@ -11,24 +11,25 @@
 // expert follow one another in bands of 16 tiles of slots, all of whose columns come before the next
 // band: blocks that run together share weights and slots in the L2 cache.
 //
-// Two heights: `tall` 128 slots by 8 warps, `flat` 32 by 4 warps for experts with few slots each,
-// where half of a tall tile would be empty and weights bound the time. The order of a number's
-// products is that of the axis that is summed, in steps of 16 or of 1: the same in both and
-// whichever tokens come with it.
+// Two heights: `tall` 128 slots, `flat` 32 for experts with few slots each, where half of a tall tile
+// would be empty and weights bound the time. The order of a number's products is that of the axis
+// that is summed, in steps of 16 or of 1: the same in both and whichever tokens come with it.
 //
 // Steps of 128 bytes of the summed axis go to shared memory through copies (cp.async), 3 steps of 32
-// KiB at a time, or 4 of 20. bf16 and f16 use tensor cores, a warp 64 or 32 slots by 32 columns; f32
+// KiB at a time, or 4 of 20. bf16 and f16 use tensor cores, a warp 64 by 64 or 32 by 32 numbers; f32
 // is multiplied and added as f32, 8 by 8 or 4 by 8 numbers a thread. gate_up's 128 rows are 64 of
 // the gate and the same 64 of up, 16 of the one and 16 of the other by turns, so that a thread holds
 // both numbers of a pair. Rows that are no whole packs of 16 bytes are copied number by number.
 //
-// What it should reach: tall, 16 bits: about 2/3 of the dense tensor-core rate that mma.sync has (on
-// a GPU of 9.0 that is itself some 60 % of the rate of its own wgmma); flat: the bandwidth of the
-// weights; f32: 2/3 of the rate of fused products. `sum`: bandwidth.
+// What bounds it: tall, 16 bits: the rate of mma.sync, which on a GPU of 9.0 is some 60 % of that of
+// its own wgmma. A step of 16 takes 16 KiB from shared memory and brings 8, at 128 bytes a cycle 3/4
+// of the time that tensor cores of 8.0 have for it, and 19/20 on 9.0; warps of 64 by 32 would take 24
+// KiB from it. flat: the bandwidth of the weights; f32: the rate of fused products. `sum`: bandwidth.
+// Two tall blocks share a multiprocessor on 9.0; on 8.0 its shared memory holds one.
 //
-// Requires blocks of 256 (tall) and 128 (flat) threads, as many as tiles of slots times ceil(m / 64)
-// or ceil(d / 128); 98304 or 81920 bytes of dynamic shared memory; e <= 512. `sum`: blocks of 128
-// threads, tokens * ceil(d / elements of 128 * 16 bytes).
+// Requires blocks of 128 threads, 256 for tall tiles of f32, as many as tiles of slots times
+// ceil(m / 64) or ceil(d / 128); 98304 or 81920 bytes of dynamic shared memory; e <= 512. `sum`: blocks
+// of 128 threads, tokens * ceil(d / elements of 128 * 16 bytes).
 //
 //   x        [tokens, d]   rows x_stride apart
 //   weights  [e, 2 m, d]   of gate_up: the rows of the gate, then those of up
@@ -54,9 +55,9 @@ constexpr uint32_t BAND = 16;
 // Numbers of a row of a tile: the step along the axis that is summed.
 template <typename T> constexpr int STEP = PACKS * PACK<T>;
 
-template <int ROWS> struct Tiling {
+template <typename T, int ROWS> struct Tiling {
     static_assert(ROWS == 128 || ROWS == 32, "tall or flat");
-    static constexpr int threads = ROWS == 128 ? 256 : 128;
+    static constexpr int threads = ROWS == 128 && sizeof(T) == 4 ? 256 : 128;
     static constexpr int stages = ROWS == 128 ? 3 : 4;
     // Rows that all threads copy at once, a pack each.
     static constexpr int pass = threads / PACKS;
@@ -64,14 +65,15 @@ template <int ROWS> struct Tiling {
 
 // The numbers of a tile that a thread has: on tensor cores, those of 16-bit factors.
 template <typename T, int ROWS> struct Sums {
-    // Four warps side by side.
-    static constexpr int width = COLUMNS / 4;
-    static constexpr int height = ROWS / (Tiling<ROWS>::threads / WARP / 4);
+    // Two pairs of warps, or four side by side.
+    static constexpr int beside = ROWS == 128 ? 2 : 4;
+    static constexpr int width = COLUMNS / beside;
+    static constexpr int height = ROWS / (Tiling<T, ROWS>::threads / WARP / beside);
     static constexpr int down = height / 16, across = width / 8;
     Accumulator sums[down][across];
 
-    __device__ static int first_row() { return int(threadIdx.x) / WARP / 4 * height; }
-    __device__ static int first_column() { return int(threadIdx.x) / WARP % 4 * width; }
+    __device__ static int first_row() { return int(threadIdx.x) / WARP / beside * height; }
+    __device__ static int first_column() { return int(threadIdx.x) / WARP % beside * width; }
 
     __device__ void add(const T *rows, const T *columns) {
 #pragma unroll
@@ -122,8 +124,9 @@ template <typename T, int ROWS> struct Sums {
                 const int row = first_row() + 16 * i + 8 * half + accumulator_row();
 #pragma unroll
                 for (int j = 0; j < across / 2; ++j) {
-                    const float *gate = sums[i][j].values + 2 * half;
-                    const float *up = sums[i][j + across / 2].values + 2 * half;
+                    const int of_gate = j / 2 * 4 + j % 2;
+                    const float *gate = sums[i][of_gate].values + 2 * half;
+                    const float *up = sums[i][of_gate + 2].values + 2 * half;
                     const float gates[2] = {gate[0], gate[1]}, ups[2] = {up[0], up[1]};
                     store(row, first_column() / 2 + 8 * j + accumulator_column(), gates, ups);
                 }
@@ -134,7 +137,7 @@ template <typename T, int ROWS> struct Sums {
 
 // In f32: every 16th column of every 16th or 8th row.
 template <int ROWS> struct Sums<float, ROWS> {
-    static constexpr int apart = Tiling<ROWS>::threads / 16;
+    static constexpr int apart = Tiling<float, ROWS>::threads / 16;
     static constexpr int down = ROWS / apart, across = COLUMNS / 16;
     float sums[down][across];
 
@@ -220,52 +223,66 @@ __device__ inline bool find_tile(const uint32_t *groups, const uint32_t *tiles, 
     return true;
 }
 
-// A pack of a row from number `at` on; zeros beyond `width`, and for a row that is null. `somewhere`
-// is in global memory.
+// A pack of a row from number `at` on, number by number; zeros beyond `width`.
 template <typename T>
-__device__ inline void fetch(T *to, const T *row, size_t at, size_t width, bool packed,
-                             const T *somewhere) {
-    if (packed) {
-        const bool there = row != nullptr && at < width;
-        copy_async(to, there ? row + at : somewhere, there);
-        return;
-    }
+__device__ inline void fetch_numbers(T *to, const T *row, size_t at, size_t width) {
     Pack<T, PACK<T>> pack;
 #pragma unroll
     for (int i = 0; i < PACK<T>; ++i) {
-        pack.values[i] = row != nullptr && at + i < width ? row[at + i] : narrow<T>(0.0f);
+        pack.values[i] = at + i < width ? row[at + i] : narrow<T>(0.0f);
     }
     *reinterpret_cast<Pack<T, PACK<T>> *>(to) = pack;
 }
 
-// The sums of a tile: row_of(i) is row i of the slots, or null; weights_of(i) row i of the weights.
+// The sums of a tile: row_of(i) is row i of the slots, i < n_rows; weights_of(i) any row i of the
+// weights, of one that is not there another one, as nobody wants its sums.
 template <int ROWS, typename T, typename RowOf, typename WeightsOf>
-__device__ inline void multiply_tile(Sums<T, ROWS> &sums, size_t width, bool packed,
-                                     const T *somewhere, RowOf row_of, WeightsOf weights_of) {
-    using Own = Tiling<ROWS>;
+__device__ inline void multiply_tile(Sums<T, ROWS> &sums, size_t width, bool packed, int n_rows,
+                                     RowOf row_of, WeightsOf weights_of) {
+    using Own = Tiling<T, ROWS>;
     constexpr int STAGE = (ROWS + COLUMNS) * STEP<T>;
     DYNAMIC_SHARED(T, shared);
     const int pack = int(threadIdx.x) % PACKS, first = int(threadIdx.x) / PACKS;
-    const T *rows[ROWS / Own::pass];
+    const auto any_row_of = [&](int row) { return row_of(row < n_rows ? row : n_rows - 1); };
+    const T *rows[ROWS / Own::pass], *columns[COLUMNS / Own::pass];
 #pragma unroll
     for (int i = 0; i < ROWS / Own::pass; ++i) {
-        rows[i] = row_of(first + i * Own::pass);
+        rows[i] = any_row_of(first + i * Own::pass);
+    }
+#pragma unroll
+    for (int i = 0; i < COLUMNS / Own::pass; ++i) {
+        columns[i] = weights_of(first + i * Own::pass);
     }
     const int n_steps = int((width + STEP<T> - 1) / STEP<T>);
     const auto fetch_step = [&](int step, int stage) {
-        T *to = shared + stage * STAGE;
+        // Pack `pack` of row `first`. The rows of the other passes lie multiples of 8 below it, where
+        // packs are swizzled alike.
+        static_assert(Own::pass % 8 == 0, "rows that are swizzled alike");
+        T *to = shared + stage * STAGE + swizzled<PACKS>(first, pack) * PACK<T>;
         const size_t at = size_t(step) * STEP<T> + pack * PACK<T>;
+        if (packed) {
+            const bool there = at < width;
+            // What is not there is not read, but its address is in the row.
+            const size_t from = there ? at : 0;
 #pragma unroll
-        for (int i = 0; i < ROWS / Own::pass; ++i) {
-            T *place = to + swizzled<PACKS>(first + i * Own::pass, pack) * PACK<T>;
-            fetch(place, rows[i], at, width, packed, somewhere);
-        }
-        to += ROWS * STEP<T>;
+            for (int i = 0; i < ROWS / Own::pass; ++i) {
+                const bool row_there = there && first + i * Own::pass < n_rows;
+                copy_async(to + i * Own::pass * STEP<T>, rows[i] + from, row_there);
+            }
 #pragma unroll
-        for (int i = 0; i < COLUMNS / Own::pass; ++i) {
-            const int column = first + i * Own::pass;
-            T *place = to + swizzled<PACKS>(column, pack) * PACK<T>;
-            fetch(place, weights_of(column), at, width, packed, somewhere);
+            for (int i = 0; i < COLUMNS / Own::pass; ++i) {
+                copy_async(to + (ROWS + i * Own::pass) * STEP<T>, columns[i] + from, there);
+            }
+        } else {
+            // Pointers found again: those above are in registers, which loops cannot choose among.
+#pragma unroll 1
+            for (int i = 0; i < ROWS; i += Own::pass) {
+                fetch_numbers(to + i * STEP<T>, any_row_of(first + i), at, width);
+            }
+#pragma unroll 1
+            for (int i = 0; i < COLUMNS; i += Own::pass) {
+                fetch_numbers(to + (ROWS + i) * STEP<T>, weights_of(first + i), at, width);
+            }
         }
     };
 #pragma unroll
@@ -327,14 +344,14 @@ __device__ void gate_up(const T *x, const T *weights, const uint32_t *slots, con
     const size_t first = size_t(tile.column) * (COLUMNS / 2);
     Sums<T, ROWS> sums = {};
     multiply_tile(
-        sums, d, packed, x,
-        [&](int row) -> const T * {
-            const uint32_t at = tile.first + uint32_t(row);
-            return at < tile.end ? x + slots[at] / uint32_t(k) * x_stride : nullptr;
+        sums, d, packed, int(tile.end - tile.first),
+        [&](int row) {
+            return x + slots[tile.first + uint32_t(row)] / uint32_t(k) * x_stride;
         },
-        [&](int row) -> const T * {
-            const size_t column = first + size_t(row / 32 * 16 + row % 16);
-            return column < m ? weights + (row % 32 < 16 ? column : m + column) * d : nullptr;
+        [&](int row) {
+            const size_t of_gate = first + size_t(row / 32 * 16 + row % 16);
+            const size_t column = of_gate < m ? of_gate : m - 1;
+            return weights + (row % 32 < 16 ? column : m + column) * d;
         });
     with_activation(f, [&](auto function) {
         sums.each_pair([&](int row, int column, const auto &gates, const auto &ups) {
@@ -365,14 +382,11 @@ __device__ void down(const T *hidden, const T *weights, const uint32_t *slots,
     const size_t first = size_t(tile.column) * COLUMNS;
     Sums<T, ROWS> sums = {};
     multiply_tile(
-        sums, m, packed, hidden,
-        [&](int row) -> const T * {
-            const uint32_t at = tile.first + uint32_t(row);
-            return at < tile.end ? hidden + at * m : nullptr;
-        },
-        [&](int row) -> const T * {
+        sums, m, packed, int(tile.end - tile.first),
+        [&](int row) { return hidden + (tile.first + uint32_t(row)) * m; },
+        [&](int row) {
             const size_t column = first + size_t(row);
-            return column < d ? weights + column * m : nullptr;
+            return weights + (column < d ? column : d - 1) * m;
         });
     sums.each([&](int row, int column, const auto &values) {
         const uint32_t at = tile.first + uint32_t(row);
@@ -417,14 +431,14 @@ __device__ void sum(const float *y, const uint32_t *indices, const float *shares
 template <typename T, int ROWS> constexpr int BLOCKS = sizeof(T) == 4 && ROWS == 128 ? 1 : 2;
 
 #define PRODUCTS(shape, ROWS, dtype, T)                                                            \
-    BOUNDED_KERNEL(Tiling<ROWS>::threads, (BLOCKS<T, ROWS>), moe_gate_up_##shape##_##dtype)        \
+    BOUNDED_KERNEL((Tiling<T, ROWS>::threads), (BLOCKS<T, ROWS>), moe_gate_up_##shape##_##dtype)   \
     (const T *x, const T *weights, const uint32_t *slots, const uint32_t *groups,                  \
      const uint32_t *tiles, T *hidden, size_t x_stride, size_t k, size_t e, size_t d, size_t m,    \
      size_t f) {                                                                                   \
         gate_up<T, ROWS>(x, weights, slots, groups, tiles, hidden, x_stride, k, e, d, m, f);       \
     }                                                                                              \
     EXPORT(moe_gate_up_##shape##_##dtype)                                                          \
-    BOUNDED_KERNEL(Tiling<ROWS>::threads, (BLOCKS<T, ROWS>), moe_down_##shape##_##dtype)           \
+    BOUNDED_KERNEL((Tiling<T, ROWS>::threads), (BLOCKS<T, ROWS>), moe_down_##shape##_##dtype)      \
     (const T *hidden, const T *weights, const uint32_t *slots, const uint32_t *groups,             \
      const uint32_t *tiles, float *y, size_t e, size_t d, size_t m) {                              \
         down<T, ROWS>(hidden, weights, slots, groups, tiles, y, e, d, m);                          \

@@ -7,7 +7,7 @@
 // Bound by the bandwidth of the weights: with one token nothing else is read more than once from
 // memory. Block (i, slot) takes all slots of the slot's expert if this one is the first of them,
 // and else leaves; it takes 16 columns of the hidden layer or 32 of the result, a warp 2 or 4, of
-// which it reads 4 rows of weights side by side, 16 bytes a lane, two steps under way: 4 KiB for
+// which it reads 4 rows of weights side by side, 16 bytes a lane, two steps at once: 4 KiB under way for
 // each of the 16 warps on a multiprocessor, where some 25 KiB hide the latency of memory. Four slots
 // are multiplied at once; of an expert with more, the next four find the warp's rows in the cache.
 //
@@ -66,16 +66,52 @@ __device__ inline unsigned find_slots(const uint32_t *indices, size_t n, size_t 
     return first && expert < e ? count : 0;
 }
 
-// N numbers of a row from `at` on, in f32: 16 bytes at once where PACKED, else one by one, zeros
-// beyond `width`.
-template <bool PACKED, int N, typename T>
-__device__ inline void take(const T *row, size_t at, size_t width, float (&values)[N]) {
+// 16 bytes of a row from number `at` on: at once where PACKED, else one by one, zeros beyond `width`.
+template <bool PACKED, typename T>
+__device__ inline Pack<T, PACK<T>> take(const T *row, size_t at, size_t width) {
     if constexpr (PACKED) {
-        load(row + at, values);
+        return *reinterpret_cast<const Pack<T, PACK<T>> *>(row + at);
     } else {
+        Pack<T, PACK<T>> pack;
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            values[i] = at + i < width ? widen(row[at + i]) : 0.0f;
+        for (int i = 0; i < PACK<T>; ++i) {
+            pack.values[i] = at + i < width ? row[at + i] : narrow<T>(0.0f);
+        }
+        return pack;
+    }
+}
+
+// Numbers of a row that the lanes of a warp read at once.
+template <typename T> constexpr unsigned STEP = WARP * PACK<T>;
+
+// sums[i][j] += rows[i] . weights[j], of this lane's numbers in the STEPS steps from `at` on, one after
+// another. All weights are read before the first product, so that so many reads are under way.
+template <bool PACKED, unsigned STEPS, int ROWS, typename T>
+__device__ inline void multiply_steps(const T *const (&rows)[ROWS],
+                                      const T *const (&weights)[WEIGHTS], size_t at, size_t width,
+                                      float (&sums)[ROWS][WEIGHTS]) {
+    constexpr int N = PACK<T>;
+    Pack<T, N> packs[STEPS][WEIGHTS];
+#pragma unroll
+    for (unsigned step = 0; step < STEPS; ++step) {
+#pragma unroll
+        for (unsigned j = 0; j < WEIGHTS; ++j) {
+            packs[step][j] = take<PACKED>(weights[j], at + step * STEP<T>, width);
+        }
+    }
+#pragma unroll
+    for (unsigned step = 0; step < STEPS; ++step) {
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) {
+            const Pack<T, N> x = take<PACKED>(rows[i], at + step * STEP<T>, width);
+#pragma unroll
+            for (unsigned j = 0; j < WEIGHTS; ++j) {
+#pragma unroll
+                for (int part = 0; part < N; ++part) {
+                    const float w = widen(packs[step][j].values[part]);
+                    sums[i][j] = fmaf(w, widen(x.values[part]), sums[i][j]);
+                }
+            }
         }
     }
 }
@@ -85,26 +121,14 @@ __device__ inline void take(const T *row, size_t at, size_t width, float (&value
 template <bool PACKED, int ROWS, typename T>
 __device__ inline void multiply(const T *const (&rows)[ROWS], const T *const (&weights)[WEIGHTS],
                                 size_t width, float (&sums)[ROWS][WEIGHTS]) {
-    constexpr int N = PACK<T>;
-#pragma unroll PACKED ? 2 : 1
-    for (size_t at = threadIdx.x % WARP * N; at < width; at += WARP * N) {
-        float w[WEIGHTS][N];
-#pragma unroll
-        for (unsigned j = 0; j < WEIGHTS; ++j) {
-            take<PACKED>(weights[j], at, width, w[j]);
+    size_t at = threadIdx.x % WARP * PACK<T>;
+    if constexpr (PACKED) {
+        for (; at + STEP<T> < width; at += 2 * STEP<T>) {
+            multiply_steps<PACKED, 2>(rows, weights, at, width, sums);
         }
-#pragma unroll
-        for (int i = 0; i < ROWS; ++i) {
-            float x[N];
-            take<PACKED>(rows[i], at, width, x);
-#pragma unroll
-            for (unsigned j = 0; j < WEIGHTS; ++j) {
-#pragma unroll
-                for (int part = 0; part < N; ++part) {
-                    sums[i][j] = fmaf(w[j][part], x[part], sums[i][j]);
-                }
-            }
-        }
+    }
+    for (; at < width; at += STEP<T>) {
+        multiply_steps<PACKED, 1>(rows, weights, at, width, sums);
     }
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {

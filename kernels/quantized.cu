@@ -17,18 +17,21 @@
 // threads of a part read the same bytes. Two f32 roundings, as on the CPU, then one to storage. An
 // id that is no row gives NaN: it cannot be refused here.
 //
-// product: a block of up to 4 warps takes two rows of weights, a lane one part of each at a time, so
-// that numbers of x, which come from the cache, serve both. The weights are not rounded to storage:
+// product: a block of up to 4 warps takes two rows of weights, four for one row of x, a lane one part
+// of each at a time, so that numbers of x, which come from the cache and meet in few of its banks,
+// serve all of them. The weights are not rounded to storage:
 // 16 products x (q - ZERO) are added up, then multiplied by the scale, and the offset by the sum of
 // the 16 x. Sums in f32, over lanes as a tree, over warps in their order; the same for any m. For
 // finite numbers this is finite while |x| < 2^115.
 //
-// What it should reach, by its instructions: one row of x takes about 3.5 for a weight beside the
-// loads, so that four bits and more are bound by the bandwidth of the blocks, two and three bits by
-// instructions; from four rows of x on the products themselves bound it.
+// What it should reach, by its instructions: one row of x takes 5 to 6.5 for a weight in rows of 4096,
+// with which an H100 issues 11 to 14 bytes of 4-bit blocks in a cycle of a multiprocessor, where its
+// memory has 15: four bits are at the balance, more are bound by the bandwidth of the blocks, two and
+// three bits by instructions; from four rows of x on the products themselves bound it.
 //
 // Requires, unpack: blocks of one dimension, `segments` of them for a row. product: blocks (32, w),
-// w <= 4, ceil(d_out / 2) of them; 1 <= m <= M. chosen: the same, times slots along y.
+// w <= 4, ceil(d_out / 2) of them, of product1 ceil(d_out / 4); 1 <= m <= M. chosen: as product1,
+// times slots along y.
 //
 //   blocks  [rows, row_bytes]      n_blocks blocks each, as planes; 16-byte aligned
 //   ids     [rows of y]            u32, or null: the rows in their order
@@ -374,40 +377,41 @@ __device__ void unpack(const uint32_t *blocks, const uint32_t *ids, T *y, size_t
     store(values, y);
 }
 
-// Rows of weights of a block of threads.
-constexpr int ROWS = 2;
+// Rows of weights of a block of threads, for at most M rows of x.
+template <int M> constexpr int ROWS = M == 1 ? 4 : 2;
 constexpr int MAX_WARPS = 4;
 
 // For m <= M rows of x.
 template <typename Format, int M, typename T>
 __device__ void product(const uint8_t *blocks, const T *x, T *y, size_t row_bytes, size_t n_blocks,
                         size_t d_out, size_t m) {
-    const size_t first = size_t(blockIdx.x) * ROWS;
+    constexpr int N = ROWS<M>;
+    const size_t first = size_t(blockIdx.x) * N;
     const size_t parts = n_blocks * Format::PARTS;
     const size_t d_in = parts * PART;
-    const uint8_t *rows[ROWS];
+    const uint8_t *rows[N];
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
+    for (int r = 0; r < N; ++r) {
         // Of a row that is not there, the last one; its results are not written.
         const size_t row = first + r < d_out ? first + r : d_out - 1;
         rows[r] = blocks + row * row_bytes;
     }
-    float sums[ROWS][M] = {};
+    float sums[N][M] = {};
     for (size_t index = threadIdx.y * WARP + threadIdx.x; index < parts; index += blockDim.y * WARP) {
-        Part own[ROWS];
+        Part own[N];
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
+        for (int r = 0; r < N; ++r) {
             own[r] = Format::read(rows[r], n_blocks, index);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float products[ROWS][M] = {}, of_x[M] = {};
+            float products[N][M] = {}, of_x[M] = {};
 #pragma unroll
             for (int piece = 0; piece < HALF / PIECE; ++piece) {
                 const int word = half * HALF / 4 + piece * PIECE / 4;
-                float q[ROWS][PIECE];
+                float q[N][PIECE];
 #pragma unroll
-                for (int r = 0; r < ROWS; ++r) {
+                for (int r = 0; r < N; ++r) {
                     numbers<Format::ZERO>(own[r].quants[word], own[r].quants[word + 1], q[r]);
                 }
 #pragma unroll
@@ -421,14 +425,14 @@ __device__ void product(const uint8_t *blocks, const T *x, T *y, size_t row_byte
                             of_x[i] += values[j];
                         }
 #pragma unroll
-                        for (int r = 0; r < ROWS; ++r) {
+                        for (int r = 0; r < N; ++r) {
                             products[r][i] = fmaf(q[r][j], values[j], products[r][i]);
                         }
                     }
                 }
             }
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
+            for (int r = 0; r < N; ++r) {
 #pragma unroll
                 for (int i = 0; i < M; ++i) {
                     sums[r][i] = fmaf(own[r].scale[half], products[r][i], sums[r][i]);
@@ -439,9 +443,9 @@ __device__ void product(const uint8_t *blocks, const T *x, T *y, size_t row_byte
             }
         }
     }
-    __shared__ float of_warps[MAX_WARPS][ROWS * M];
+    __shared__ float of_warps[MAX_WARPS][N * M];
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
+    for (int r = 0; r < N; ++r) {
 #pragma unroll
         for (int i = 0; i < M; ++i) {
             const float sum = over_warp<Sum>(sums[r][i]);
@@ -452,7 +456,7 @@ __device__ void product(const uint8_t *blocks, const T *x, T *y, size_t row_byte
     }
     __syncthreads();
     const size_t i = threadIdx.x % M, row = first + threadIdx.x / M;
-    if (threadIdx.y == 0 && threadIdx.x < ROWS * M && i < m && row < d_out) {
+    if (threadIdx.y == 0 && threadIdx.x < N * M && i < m && row < d_out) {
         float sum = 0.0f;
         for (unsigned warp = 0; warp < blockDim.y; ++warp) {
             sum += of_warps[warp][threadIdx.x];
@@ -468,8 +472,8 @@ __device__ void product_with_chosen(const uint32_t *blocks, const uint32_t *chos
     const size_t slot = blockIdx.y, matrix = chosen[slot];
     y += slot * d_out;
     if (matrix >= n_matrices) {
-        const size_t row = size_t(blockIdx.x) * ROWS + threadIdx.x;
-        if (threadIdx.y == 0 && threadIdx.x < ROWS && row < d_out) {
+        const size_t row = size_t(blockIdx.x) * ROWS<1> + threadIdx.x;
+        if (threadIdx.y == 0 && threadIdx.x < ROWS<1> && row < d_out) {
             y[row] = narrow<T>(__builtin_nanf(""));
         }
         return;

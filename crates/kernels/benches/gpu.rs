@@ -14,7 +14,7 @@
 
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::BufRead;
 
 use candle_core::{DType, Device, Tensor};
@@ -26,8 +26,10 @@ use kernels::attention::AttentionOptions;
 use kernels::cuda::attention_pattern::{QueriesAndKeys, attention_pattern};
 use kernels::cuda::attention_summary::attention_summary;
 use kernels::cuda::cache_append::{Input, cache_append};
+use kernels::cuda::quantized::{self, Blocks};
 use kernels::cuda::{self, Call, Machine, Plan};
 use kernels::cuda::{activation, attention, layer_norm, moe, rms_norm, rotary, router, softmax};
+use kernels::quantized::Encoding;
 use kernels::router::Selection::SoftmaxTopK;
 use serde_json::{Value, json};
 
@@ -51,10 +53,12 @@ struct Case {
     flops: f64,
     /// Bytes of the inputs that no run has to read.
     unread: usize,
+    /// Bytes that a run reads beside its inputs.
+    beside: usize,
 }
 
 const fn case(kernel: &'static str, inputs: Inputs, numbers: &'static [usize], run: Run) -> Case {
-    Case { kernel, inputs, numbers, run, flops: 0.0, unread: 0 }
+    Case { kernel, inputs, numbers, run, flops: 0.0, unread: 0, beside: 0 }
 }
 
 impl Case {
@@ -64,6 +68,10 @@ impl Case {
 
     const fn unread(self, unread: usize) -> Self {
         Self { unread, ..self }
+    }
+
+    const fn beside(self, beside: usize) -> Self {
+        Self { beside, ..self }
     }
 }
 
@@ -109,6 +117,8 @@ const OBSERVED: Inputs = &[
     (F32, &[1, 32, 8192]),
     (U32, &[1]),
 ];
+/// Queries, keys and log-sum-exp of the heads whose pattern nobody wants.
+const OTHER_HEADS: usize = 8192 * ((31 + 7) * 128 * 2 + 31 * 4);
 /// Tokens, router logits, and the experts of a layer of Mixtral-8x7B.
 const MIXTURE: Inputs = &[
     (BF16, &[8192, 4096]),
@@ -121,6 +131,15 @@ const MIXTURE_OF_ONE: Inputs =
 const EXPERT_BYTES: usize = 3 * 4096 * 14336 * 2;
 const ROTARY: Inputs =
     &[(BF16, &[8, 1024, 32, 128]), (F32, &[1024, 64]), (F32, &[1024, 64]), (U32, &[8])];
+
+/// A token, for a matrix of that many rows, as one of the MLP of Llama-3-8B.
+const TOKEN: Inputs = &[(BF16, &[1, D_IN])];
+const D_IN: usize = 4096;
+const D_OUT: usize = 14336;
+
+const fn weight_bytes(encoding: &Encoding) -> usize {
+    D_OUT * (D_IN / encoding.len * encoding.bytes)
+}
 
 /// Shapes are those of Llama-3-8B and Mixtral-8x7B on 8 × 1024 tokens.
 const CASES: &[Case] = &[
@@ -147,9 +166,13 @@ const CASES: &[Case] = &[
     case("cache_append", STEP, &[1, 100], appended).unread(STEP_UNREAD),
     // Products with keys.
     case("attention_summary", OBSERVED, &[8192, 0, 0], summarised).flops(8192.0 * 8193.0 * 4096.0),
-    case("attention_pattern", OBSERVED, &[8192, 0, 0], observed),
+    case("attention_pattern", OBSERVED, &[8192, 0, 0], observed).unread(OTHER_HEADS),
     case("moe", MIXTURE, &[2], mixed).flops(8192.0 * 2.0 * EXPERT_BYTES as f64),
     case("moe", MIXTURE_OF_ONE, &[2], mixed).unread(6 * EXPERT_BYTES),
+    case("quantized_q4_k", TOKEN, &[D_OUT], |m, x, _| multiplied(m, x, Encoding::Q4K))
+        .beside(weight_bytes(Encoding::Q4K)),
+    case("quantized_q8_0", TOKEN, &[D_OUT], |m, x, _| multiplied(m, x, Encoding::Q8_0))
+        .beside(weight_bytes(Encoding::Q8_0)),
 ];
 
 fn attended(machine: Machine, x: &[Tensor], _: &[usize]) -> Result<Vec<Tensor>> {
@@ -188,6 +211,26 @@ fn mixed(machine: Machine, x: &[Tensor], numbers: &[usize]) -> Result<Vec<Tensor
     Ok(vec![moe::moe(machine, &x[0], &routing, &x[2], &x[3], Silu)?])
 }
 
+/// By a matrix of any blocks, which is made at the first call.
+fn multiplied(machine: Machine, x: &[Tensor], encoding: &'static Encoding) -> Result<Vec<Tensor>> {
+    let device = x[0].device();
+    let blocks = BLOCKS.with_borrow_mut(|made| {
+        let is_it = |blocks: &&Blocks| {
+            blocks.encoding().name == encoding.name && blocks.device().same_device(device)
+        };
+        if let Some(blocks) = made.iter().find(is_it) {
+            return Ok(blocks.clone());
+        }
+        // Scales of any two of these bytes are finite.
+        let row = D_IN / encoding.len * encoding.bytes;
+        let bytes: Vec<u8> = (0..row + D_OUT).map(|i| ((i * i % 251) as u8 & 15) | 32).collect();
+        let blocks = Blocks::new(encoding, [D_OUT, D_IN], |j| &bytes[j..j + row], device)?;
+        made.push(blocks.clone());
+        Result::Ok(blocks)
+    })?;
+    Ok(vec![quantized::product(machine, &x[0], &blocks)?])
+}
+
 fn routed(machine: Machine, logits: &Tensor, numbers: &[usize]) -> Result<Vec<Tensor>> {
     let routing = router::route(machine, logits, numbers[0], SoftmaxTopK { renormalise: true })?;
     Ok(vec![routing.probs, routing.indices, routing.weights])
@@ -224,7 +267,7 @@ impl Case {
     /// What any implementation has to read and write.
     fn bytes(&self, inputs: &[Tensor], results: &[Tensor]) -> usize {
         let bytes = |x: &Tensor| x.elem_count() * x.dtype().size_in_bytes();
-        inputs.iter().chain(results).map(bytes).sum::<usize>() - self.unread
+        inputs.iter().chain(results).map(bytes).sum::<usize>() + self.beside - self.unread
     }
 
     /// The case without a GPU: what it would launch.
@@ -246,6 +289,7 @@ impl Case {
             "numbers": self.numbers,
             "bytes": self.bytes(&inputs, &results),
             "flops": self.flops,
+            "largest_result": LARGEST.take(),
             "launches": launches,
         })
     }
@@ -256,7 +300,9 @@ impl Case {
         let results = run()?;
         for result in results.iter().filter(|result| result.dtype() != U32) {
             let sum = result.to_dtype(F32)?.sum_all()?.to_scalar::<f32>()?;
-            assert!(sum.is_finite(), "{}: the result sums to {sum}", self.name());
+            if !sum.is_finite() {
+                return Err(format!("the result sums to {sum}").into());
+            }
         }
         let stream = gpu.as_cuda_device()?.cuda_stream();
         let mut cache = stream.alloc_zeros::<u8>(CACHE_BYTES)?;
@@ -290,11 +336,18 @@ impl Case {
 
 thread_local! {
     static CALLS: RefCell<Vec<Call>> = const { RefCell::new(Vec::new()) };
+    /// Bytes of the largest result of any launch.
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+    static BLOCKS: RefCell<Vec<Blocks>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Notes what a plan would launch; its results are zeros.
 fn planned(plan: &Plan<'_>) -> Result<Vec<Tensor>> {
     CALLS.with_borrow_mut(|calls| calls.extend(plan.call.clone()));
+    for (dtype, dims) in &plan.outputs {
+        let bytes = dims.iter().product::<usize>() * dtype.size_in_bytes();
+        LARGEST.set(LARGEST.get().max(bytes));
+    }
     let zeros = |(dtype, dims): &(DType, Vec<usize>)| {
         Tensor::zeros(dims.as_slice(), *dtype, &Device::Cpu).unwrap()
     };

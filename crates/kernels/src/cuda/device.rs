@@ -11,10 +11,11 @@ use candle_core::op::BackpropOp;
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
 };
-use cudarc::driver::result::memcpy_dtoh_async;
+use cudarc::driver::result::device::get_mem_pool;
+use cudarc::driver::result::{mem_pool, memcpy_dtoh_async};
 use cudarc::driver::sys::{
-    CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute, CUgraphInstantiate_flags, CUresult,
-    CUstreamCaptureMode,
+    CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute, CUgraphInstantiate_flags, CUmemPool_attribute,
+    CUresult, CUstreamCaptureMode,
 };
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr,
@@ -129,6 +130,28 @@ pub(super) fn memory(device: &CudaDevice) -> Result<(u64, u64)> {
     let stream = device.cuda_stream();
     let (free, total) = stream.context().mem_get_info().map_err(Error::driver("free memory"))?;
     Ok((free as u64, total as u64))
+}
+
+/// See [`super::taken`].
+pub(super) fn taken(device: &CudaDevice) -> Result<(u64, u64)> {
+    const OP: &str = "memory of tensors";
+    const NOW: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+    const MOST: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().map_err(Error::driver(OP))?;
+    // SAFETY: the device is one that was opened; its pool lives as long as it does.
+    let pool = unsafe { get_mem_pool(stream.context().cu_device()) };
+    let pool = pool.map_err(Error::driver(OP))?;
+    let [mut now, mut most, mut anew] = [0u64; 3];
+    for (attribute, value) in [(NOW, &mut now), (MOST, &mut most)] {
+        // SAFETY: the pool is the device's, and both attributes are numbers of 64 bits.
+        unsafe { mem_pool::get_attribute(pool, attribute, (&raw mut *value).cast()) }
+            .map_err(Error::driver(OP))?;
+    }
+    // SAFETY: as above; 0 is the one value that it can be set to, and starts it anew.
+    unsafe { mem_pool::set_attribute(pool, MOST, (&raw mut anew).cast()) }
+        .map_err(Error::driver(OP))?;
+    Ok((now, most))
 }
 
 /// See [`super::wait`].

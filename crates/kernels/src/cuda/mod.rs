@@ -135,6 +135,20 @@ pub fn memory(device: &Device) -> Result<Option<(u64, u64)>> {
     }
 }
 
+/// Bytes of a GPU's memory that tensors take, and the most that they took at once since this was asked
+/// before; `None` of main memory. What libraries take for themselves is not among it.
+///
+/// # Errors
+///
+/// [`Error::Lost`], or what the driver says instead.
+pub fn taken(device: &Device) -> Result<Option<(u64, u64)>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => device::taken(device).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// Waits for all that any thread has told a GPU to do.
 ///
 /// Each thread has a stream of its own on a GPU. So before a thread works with what another one has

@@ -55,10 +55,10 @@ impl Tiles {
         }
     }
 
-    fn threads(self) -> u32 {
-        match self {
-            Self::Tall => 256,
-            Self::Flat => 128,
+    fn threads(self, dtype: DType) -> u32 {
+        match (self, dtype) {
+            (Self::Tall, DType::F32) => 256,
+            _ => 128,
         }
     }
 
@@ -323,7 +323,7 @@ impl Sizes {
         let count = tiles.most(self.slots(), self.e).saturating_mul(columns);
         let entry = format!("moe_{step}_{}_{}", tiles.name(), self.suffix);
         let grid = [blocks(OP, count)?, 1, 1];
-        Ok(call("moe", &entry, grid, tiles.threads(), tiles.shared_bytes(), arguments))
+        Ok(call("moe", &entry, grid, tiles.threads(self.dtype), tiles.shared_bytes(), arguments))
     }
 
     /// `hidden [n k, m]` in the order of slots.

@@ -24,7 +24,8 @@ const PART: usize = 32;
 /// Weights that a thread unpacks.
 const PIECE: usize = 8;
 const UNPACK_THREADS: usize = 128;
-/// Rows of weights of a block of threads.
+/// Rows of weights of a block of threads: for one row of `x`, and for several.
+const ROWS_OF_ONE: usize = 4;
 const ROWS: usize = 2;
 const MAX_WARPS: usize = 4;
 /// Up to so many rows of `x` are multiplied with the blocks themselves.
@@ -334,7 +335,8 @@ pub fn plan_product<'a>(x: &'a Tensor, blocks: &'a Blocks) -> Result<Plan<'a>> {
     }
     let d_out = blocks.rows();
     let entry = blocks.entry(&format!("product{}", m.max(1).next_power_of_two()), x.dtype())?;
-    let grid = [count_blocks(OP, d_out.div_ceil(ROWS))?, 1, 1];
+    let rows = if m <= 1 { ROWS_OF_ONE } else { ROWS };
+    let grid = [count_blocks(OP, d_out.div_ceil(rows))?, 1, 1];
     let call = (m * d_out > 0).then(|| Call {
         module: "quantized",
         entry,
@@ -384,7 +386,7 @@ pub fn plan_chosen<'a>(
         return Err(Error::shape(OP, "the matrices", expected, &[blocks.rows(), blocks.d_in]));
     }
     let entry = blocks.entry("chosen", x.dtype())?;
-    let grid = [count_blocks(OP, d_out.div_ceil(ROWS))?, n as u32, 1];
+    let grid = [count_blocks(OP, d_out.div_ceil(ROWS_OF_ONE))?, n as u32, 1];
     let call = (n * d_out > 0).then(|| Call {
         module: "quantized",
         entry,
