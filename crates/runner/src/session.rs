@@ -93,7 +93,7 @@ impl<'m> Session<'m> {
 
         sink.begin(batch)?;
         if !self.plan.is_empty() || cache.keeps() {
-            let _turn = self.model.home().map(Home::turn).transpose()?;
+            let _turn = self.model.home().map(Home::turn);
             let mut outbox = self.model.home().map(|home| (home, home.outbox()));
             let away = outbox.as_mut().map(|(home, outbox)| Away::new(home, outbox));
             let infos = &self.model.info().layers;
