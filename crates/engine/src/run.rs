@@ -1,14 +1,17 @@
-//! A run: every prompt goes through the model once, and what it leaves is
-//! committed before the next begins.
+//! A run: every prompt goes through the model once, and what it leaves is committed before anything of
+//! the next one is. On a GPU the next one is being computed meanwhile.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use analysis::spectral::Storage;
-use hooks::{Batch, Edits, Fanout, ModelInfo, Row};
-use runner::{Fingerprint, KvCache, LoadOptions, Model, Resolved, Source, Tokenizer};
+use hooks::{Activation, ActivationSink, Batch, Edits, Fanout, HookPoint, ModelInfo, Plan, Row};
+use runner::{
+    Fingerprint, Flow, KvCache, LoadOptions, Model, Placement, Resolved, Source, Tokenizer,
+};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use store::{Options, Run, Start, TableSchema};
@@ -20,8 +23,8 @@ use crate::recorders::Recorder;
 use crate::recorders::capture::{self, WriterSlot};
 use crate::recorders::spectral::{GraphChoice, SpectralOptions};
 use crate::tables::prompts;
-use crate::tokens::{Inputs, Lengths};
-use crate::{Error, Progress, Result, human};
+use crate::tokens::{Input, Inputs, Lengths};
+use crate::{Error, Fault, Progress, Result, human};
 
 /// What a run did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -103,7 +106,7 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     }
     let mut sinks = Fanout::new(job.recorders(&writer, &residual, &info, longest));
     // A plan that this model cannot follow is refused before its weights are read.
-    hooks::ActivationSink::plan(&mut sinks, &info)?;
+    sinks.plan(&info)?;
     announce_size(job, &info, &lengths, progress)?;
     let model = load(source, &job.model.load_options())?;
 
@@ -133,7 +136,12 @@ pub fn run(job: &Job, progress: &mut dyn Progress) -> Result<Outcome> {
     let slots = Slots { writer: &writer, labels };
     let done = each_prompt(&model, &mut sinks, &inputs, &mut run, &slots, &unfinished, progress);
     progress.end();
-    done?;
+    let behind = done?;
+    // With labels, predictions are made behind each prompt, by the gpu.
+    if matches!(job.model.device.placement, Placement::Devices(_)) && job.labels.is_none() {
+        let note = waited(behind, begun.elapsed(), &job.out);
+        note.iter().for_each(|note| progress.note(note));
+    }
     let summary = run.finish()?;
     Ok(Outcome {
         run: job.out.clone(),
@@ -157,7 +165,8 @@ struct Slots<'a> {
     labels: Option<(&'a Labels, &'a ResidualSlot)>,
 }
 
-/// Sends prompts through the model one by one and commits what each leaves.
+/// Sends prompts through the model one by one and commits what each leaves. Returns how long it took
+/// to make of activations what is committed.
 fn each_prompt(
     model: &Model,
     sinks: &mut Fanout<Box<dyn Recorder>>,
@@ -166,42 +175,125 @@ fn each_prompt(
     slots: &Slots<'_>,
     indices: &[u64],
     progress: &mut dyn Progress,
-) -> Result<()> {
+) -> Result<Duration> {
     let session = model.session(sinks)?;
-    let (layers, edits) = (0..model.info().n_layers(), Edits::default());
-    for &index in indices {
-        let input = inputs.get(index as usize)?;
-        let tokens = input.tokens.len() as u64;
-        let mut prompt = run.prompt(index)?;
-        prompts::write(&input, &mut prompt)?;
-        *slots.writer.borrow_mut() = Some(prompt);
-        let kept = slots.labels.map(|_| input.tokens.clone()).unwrap_or_default();
-        let row = Row { request: index, tokens: input.tokens, offset: 0 };
+    let mut flow = session.flow();
+    let (entered, spent) = (VecDeque::new(), Duration::ZERO);
+    let mut commits = Commits { model, sinks, run, slots, progress, entered, spent };
+    let mut all = || {
+        for &index in indices {
+            commits.enter(&mut flow, index, inputs.get(index as usize)?)?;
+            flow.hand_over(1, &mut commits)?;
+        }
+        Ok(flow.hand_over(0, &mut commits)?)
+    };
+    let done: Result<()> = all();
+    if done.as_ref().is_err_and(|error| error.fault() == Fault::Device) {
+        // What came before is whole, unless the device was lost with it.
+        let _ = flow.hand_over(0, &mut commits);
+    }
+    // A writer that is dropped leaves nothing behind.
+    slots.writer.borrow_mut().take();
+    done.map(|()| commits.spent)
+}
+
+/// What to say of a run in which a GPU waited for what is behind it.
+fn waited(behind: Duration, all: Duration, out: &Path) -> Option<String> {
+    /// A shorter run is nobody's concern.
+    const LONG: Duration = Duration::from_secs(5);
+    let share = behind.as_secs_f64() / all.as_secs_f64();
+    (all >= LONG && share > 0.75).then(|| {
+        format!(
+            "not the gpu limited this run: {:.0} % of its time went into measuring activations and \
+             writing them to {}",
+            100.0 * share,
+            out.display()
+        )
+    })
+}
+
+/// The sinks of a run, and what is done before and behind each prompt.
+struct Commits<'a> {
+    model: &'a Model,
+    sinks: &'a mut Fanout<Box<dyn Recorder>>,
+    run: &'a mut Run,
+    slots: &'a Slots<'a>,
+    progress: &'a mut dyn Progress,
+    /// Prompts that went into the model and are not committed.
+    entered: VecDeque<Input>,
+    /// Time that went into activations that had come.
+    spent: Duration,
+}
+
+impl Commits<'_> {
+    fn timed<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
+        let begun = Instant::now();
+        let done = work(self);
+        self.spent += begun.elapsed();
+        done
+    }
+
+    /// Sends a prompt into the model.
+    fn enter(&mut self, flow: &mut Flow<'_>, index: u64, input: Input) -> Result<()> {
+        let row = Row { request: index, tokens: input.tokens.clone(), offset: 0 };
         let batch = Batch::new(vec![row])?.with_boundaries(vec![input.n_context]);
-        let forward = session.forward(
-            &batch,
-            runner::Input::Tokens,
-            layers.clone(),
-            &mut KvCache::off(),
-            &edits,
-            sinks,
-        );
-        // Taken back before the error is looked at: a writer that is dropped
-        // leaves nothing behind.
-        let prompt = slots.writer.borrow_mut().take();
-        forward?;
-        if let Some(mut prompt) = prompt {
-            for sink in sinks.sinks_mut() {
+        self.entered.push_back(input);
+        let layers = 0..self.model.info().n_layers();
+        let (mut cache, edits) = (KvCache::off(), Edits::default());
+        Ok(flow.forward(&batch, runner::Input::Tokens, layers, &mut cache, &edits, self)?)
+    }
+
+    fn open(&mut self, batch: &Batch) -> Result<()> {
+        if let (Some(input), Some(row)) = (self.entered.front(), batch.rows().first()) {
+            let mut prompt = self.run.prompt(row.request)?;
+            prompts::write(input, &mut prompt)?;
+            *self.slots.writer.borrow_mut() = Some(prompt);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        let prompt = self.slots.writer.borrow_mut().take();
+        if let (Some(input), Some(mut prompt)) = (self.entered.pop_front(), prompt) {
+            for sink in self.sinks.sinks_mut() {
                 sink.end_prompt(&mut prompt)?;
             }
-            if let Some((labels, residual)) = slots.labels {
-                labels.write(model, residual, &kept, &mut prompt)?;
+            if let Some((labels, residual)) = self.slots.labels {
+                labels.write(self.model, residual, &input.tokens, &mut prompt)?;
             }
-            run.commit(prompt)?;
+            self.run.commit(prompt)?;
+            self.progress.advance(input.tokens.len() as u64, &input.id);
         }
-        progress.advance(tokens, &input.id);
+        Ok(())
     }
-    Ok(())
+}
+
+impl ActivationSink for Commits<'_> {
+    fn plan(&mut self, info: &ModelInfo) -> hooks::Result<Plan> {
+        self.sinks.plan(info)
+    }
+
+    fn begin(&mut self, batch: &Batch) -> hooks::Result<()> {
+        self.timed(|commits| {
+            commits.open(batch).map_err(hooks::Error::sink)?;
+            commits.sinks.begin(batch)
+        })
+    }
+
+    fn record(&mut self, point: HookPoint, activation: &Activation<'_>) -> hooks::Result<()> {
+        self.timed(|commits| commits.sinks.record(point, activation))
+    }
+
+    fn end_layer(&mut self, layer: usize) -> hooks::Result<()> {
+        self.timed(|commits| commits.sinks.end_layer(layer))
+    }
+
+    fn end_batch(&mut self) -> hooks::Result<()> {
+        self.timed(|commits| {
+            commits.sinks.end_batch()?;
+            commits.commit().map_err(hooks::Error::sink)
+        })
+    }
 }
 
 /// A model with its weights.
@@ -321,4 +413,19 @@ fn open_run(
     let ids: Vec<String> = inputs.prompts().iter().map(|prompt| prompt.id.clone()).collect();
     Run::create_or_resume(&job.out, &description, &tables, &ids, Options::default())
         .map_err(Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_waits_is_named() {
+        let of = |behind, all| {
+            waited(Duration::from_secs(behind), Duration::from_secs(all), Path::new("runs/a"))
+        };
+        let note = of(93, 100).unwrap();
+        assert!(note.contains("93 %") && note.contains("runs/a"), "{note}");
+        assert_eq!((of(20, 100), of(4, 4), of(0, 0)), (None, None, None));
+    }
 }

@@ -73,7 +73,7 @@ pub use inventory::{Claims, Inventory};
 pub use model::{LoadOptions, Model, WeightDtype, read_config};
 pub use placement::Placement;
 pub use refusal::{Kind, Refusal, WeightFormat};
-pub use session::{Input, Session};
+pub use session::{Flow, Input, Session};
 pub use source::{BuiltIn, Resolved, Source};
 pub use step::{Launches, OneByOne};
 pub use tokenizer::{Encoding, Special, Tokenizer, Written};

@@ -9,7 +9,7 @@ use crate::cache::KvCache;
 use crate::config::Config;
 use crate::gguf::Gguf;
 use crate::layers::Decoder;
-use crate::placement::{Home, Placement};
+use crate::placement::{Home, Placement, Sizes};
 use crate::refusal;
 use crate::session::{Input, Session};
 use crate::source::Source;
@@ -58,7 +58,7 @@ pub struct LoadOptions {
 /// A loaded model.
 ///
 /// A model does not change after loading; several threads may run it at once. On devices their passes
-/// take turns.
+/// take turns, with one another and with those of other models there, as does loading.
 #[derive(Debug)]
 pub struct Model {
     config: Config,
@@ -110,8 +110,14 @@ impl Model {
                 WeightDtype::Bf16 | WeightDtype::F16 => return Err(Error::HalfOnCpu),
             },
             Placement::Devices(devices) => {
-                let home = Home::new(devices, info.n_layers(), options.dtype.on_gpu())?;
-                let decoder = config.decoder(&PlacedWeights::new(weights, &home));
+                let dtype = options.dtype.on_gpu();
+                let sizes = weights.sizes(dtype);
+                let sizes = sizes.iter().map(|(name, bytes)| (name.as_str(), *bytes));
+                let home = Home::new(devices, &Sizes::new(info.n_layers(), sizes), dtype)?;
+                let decoder = {
+                    let _turn = home.turn();
+                    config.decoder(&PlacedWeights::new(weights, &home))
+                };
                 (decoder.map_err(|error| home.explained(error))?, Some(home))
             }
         };

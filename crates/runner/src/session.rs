@@ -7,7 +7,7 @@ use hooks::{ActivationSink, Batch, Edit, Edits, HookPoint, Plan, Site};
 use kernels::elementwise::add;
 
 use crate::cache::KvCache;
-use crate::layers::{Away, Pass};
+use crate::layers::{Away, Pass, UnderWay};
 use crate::model::Model;
 use crate::placement::Home;
 use crate::{Error, Result};
@@ -78,34 +78,39 @@ impl<'m> Session<'m> {
         edits: &Edits,
         sink: &mut dyn ActivationSink,
     ) -> Result<()> {
+        let mut flow = self.flow();
+        flow.forward(batch, input, layers, cache, edits, sink)?;
+        flow.hand_over(0, sink)
+    }
+
+    /// Passes of which each begins before the sink has all of the one before it.
+    pub fn flow(&self) -> Flow<'_> {
+        let under_way = self.model.home().map(|home| UnderWay::new(home.outbox()));
+        Flow { session: self, under_way }
+    }
+
+    /// What can be wrong with a pass before it runs. Returns one past the last layer that must run.
+    fn check(
+        &self,
+        batch: &Batch,
+        input: Input<'_>,
+        layers: &Range<usize>,
+        cache: &KvCache,
+        edits: &Edits,
+    ) -> Result<usize> {
         self.check_rows(batch, input)?;
-        self.check_layers(&layers, input)?;
+        self.check_layers(layers, input)?;
         let planned = self.plan.iter().map(|(point, _)| point);
         let edited = edits.rules().iter().map(|rule| rule.point);
         for point in planned.chain(edited) {
-            self.check_point(point, &layers, input)?;
+            self.check_point(point, layers, input)?;
         }
         edits.rules().iter().try_for_each(check_kind)?;
-        let last = self.last(&layers, cache);
+        let last = self.last(layers, cache);
         let switch = self.model.info().frequency_switch;
         let mut run = layers.clone().take_while(|layer| *layer < last);
         run.try_for_each(|layer| cache.check(layer, batch, switch))?;
-
-        sink.begin(batch)?;
-        if !self.plan.is_empty() || cache.keeps() {
-            let _turn = self.model.home().map(Home::turn).transpose()?;
-            let mut outbox = self.model.home().map(|home| (home, home.outbox()));
-            let away = outbox.as_mut().map(|(home, outbox)| Away::new(home, outbox));
-            let infos = &self.model.info().layers;
-            let mut pass = Pass::new(infos, &self.plan, edits, batch, sink, away);
-            let done = self.run(input, layers.start..last, cache, &mut pass);
-            let done = done.and_then(|()| pass.finish());
-            done.map_err(|error| self.model.explained(error))?;
-            if let Some((home, outbox)) = outbox {
-                home.put_back(outbox);
-            }
-        }
-        Ok(sink.end_batch()?)
+        Ok(last)
     }
 
     fn run(
@@ -207,6 +212,87 @@ impl<'m> Session<'m> {
             return Ok(());
         }
         Err(Error::OutsideRange { point, start: layers.start, end: layers.end })
+    }
+}
+
+/// Passes of one session, one after the other. On devices a pass is told to them, and while they
+/// compute it the sink is handed what the one before it gave. On the CPU each pass ends before the
+/// next one begins, as under [`Session::forward`].
+#[derive(Debug)]
+pub struct Flow<'s> {
+    session: &'s Session<'s>,
+    /// `None`: on the CPU.
+    under_way: Option<UnderWay>,
+}
+
+impl Flow<'_> {
+    /// As [`Session::forward`], but on devices the sink may be told of the batch, and all that the
+    /// pass gives, by later calls; it is told in the same order. With a cache that keeps, whose next
+    /// step writes over what this one gives, it is told all at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::forward`]; the sink's may be about an earlier batch. Of a batch whose pass
+    /// failed the sink is told no more, of those before it by
+    /// [`hand_over`](Self::hand_over).
+    pub fn forward(
+        &mut self,
+        batch: &Batch,
+        input: Input<'_>,
+        layers: Range<usize>,
+        cache: &mut KvCache,
+        edits: &Edits,
+        sink: &mut dyn ActivationSink,
+    ) -> Result<()> {
+        let Session { model, plan } = self.session;
+        let last = self.session.check(batch, input, &layers, cache, edits)?;
+        match &mut self.under_way {
+            Some(under_way) => under_way.begin(batch),
+            None => sink.begin(batch)?,
+        }
+        if !plan.is_empty() || cache.keeps() {
+            let _turn = model.home().map(Home::turn);
+            let away = model.home().zip(self.under_way.as_mut());
+            let away = away.map(|(home, under_way)| Away { home, under_way });
+            let mut pass = Pass::new(&model.info().layers, plan, edits, batch, sink, away);
+            let done = self.session.run(input, layers.start..last, cache, &mut pass);
+            if let Err(error) = done {
+                self.under_way.iter_mut().for_each(UnderWay::give_up);
+                return Err(model.explained(error));
+            }
+        }
+        match &mut self.under_way {
+            Some(under_way) => under_way.end(),
+            None => sink.end_batch()?,
+        }
+        if cache.keeps() { self.hand_over(0, sink) } else { Ok(()) }
+    }
+
+    /// Tells the sink all that there is to tell of batches, except of so many last ones.
+    ///
+    /// # Errors
+    ///
+    /// The sink's, and those of a device that computes what is to be handed over.
+    pub fn hand_over(&mut self, except: usize, sink: &mut dyn ActivationSink) -> Result<()> {
+        let Some(under_way) = &mut self.under_way else { return Ok(()) };
+        // What is let go is let go on the devices' streams, where another pass may be captured.
+        let _turn = self.session.model.home().map(Home::turn);
+        while under_way.batches() > except {
+            let handed = under_way.hand_over(sink);
+            handed.map_err(|error| self.session.model.explained(error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Flow<'_> {
+    fn drop(&mut self) {
+        if let (Some(home), Some(under_way)) = (self.session.model.home(), self.under_way.take()) {
+            let _turn = home.turn();
+            if let Some(outbox) = under_way.into_outbox() {
+                home.put_back(outbox);
+            }
+        }
     }
 }
 

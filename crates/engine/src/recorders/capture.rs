@@ -3,11 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use hooks::{
     Activation, ActivationSink, HookPoint, ModelInfo, Plan, Positions, Selection, Site,
     SummaryOptions, Wanted,
 };
+use rayon::prelude::*;
 use store::{ElementType, PromptWriter, StoredType, TableSchema, TensorView};
 
 use super::Recorder;
@@ -94,19 +95,41 @@ impl Recorder for Capture {
 
 /// A tensor's elements, little-endian and row-major.
 fn bytes_of(tensor: &Tensor, point: HookPoint, prompt: &str) -> Result<(ElementType, Vec<u8>)> {
-    let flat = tensor.flatten_all()?;
-    if flat.dtype() == DType::U32 {
-        let bytes = flat.to_vec1::<u32>()?.into_iter().flat_map(u32::to_le_bytes).collect();
-        return Ok((ElementType::U32, bytes));
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let here = layout.start_offset()..layout.start_offset() + tensor.elem_count();
+    match &*storage {
+        Storage::Cpu(CpuStorage::U32(values)) => {
+            Ok((ElementType::U32, little_endian(&values[here], |value| value.to_le_bytes())))
+        }
+        Storage::Cpu(CpuStorage::F32(values)) => {
+            let values = &values[here];
+            // Masked scores are −∞ by definition; no other activation is infinite.
+            let masked = point.site() == Site::AttnScores;
+            let wrong = |v: &&f32| !(v.is_finite() || masked && **v == f32::NEG_INFINITY);
+            if let Some(&value) = values.par_iter().find_first(wrong) {
+                return Err(Error::NotFinite { prompt: prompt.to_owned(), point, value });
+            }
+            Ok((ElementType::F32, little_endian(values, |value| value.to_le_bytes())))
+        }
+        _ => {
+            // What a caller of the library records itself.
+            let plain = tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            bytes_of(&plain, point, prompt)
+        }
     }
-    let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-    // Masked scores are −∞ by definition; no other activation is infinite.
-    let masked = point.site() == Site::AttnScores;
-    let wrong = |v: &&f32| !(v.is_finite() || masked && **v == f32::NEG_INFINITY);
-    if let Some(&value) = values.iter().find(wrong) {
-        return Err(Error::NotFinite { prompt: prompt.to_owned(), point, value });
-    }
-    Ok((ElementType::F32, values.into_iter().flat_map(f32::to_le_bytes).collect()))
+}
+
+fn little_endian<T: Copy + Sync>(values: &[T], bytes: impl Fn(T) -> [u8; 4] + Sync) -> Vec<u8> {
+    /// Elements of a task.
+    const CHUNK: usize = 1 << 16;
+    let mut all = vec![0; 4 * values.len()];
+    all.par_chunks_mut(4 * CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(all, values)| {
+        for (to, value) in all.as_chunks_mut().0.iter_mut().zip(values) {
+            *to = bytes(*value);
+        }
+    });
+    all
 }
 
 /// Bytes that a prompt of `length` tokens adds to the tensors of a run.
@@ -139,8 +162,6 @@ pub(crate) fn estimate(plan: &Plan, info: &ModelInfo, stored: StoredType, length
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     #[test]
@@ -164,6 +185,19 @@ mod tests {
         let scores = "blocks.0.attn.hook_attn_scores".parse().unwrap();
         let (element, bytes) = bytes_of(&tensor, scores, "p").unwrap();
         assert_eq!((element, bytes.len()), (ElementType::F32, 8));
+        // A view, whose elements are those of its place.
+        let all = Tensor::arange(0u32, 12, &Device::Cpu).unwrap().reshape((3, 4)).unwrap();
+        for dtype in [DType::U32, DType::F32] {
+            let view = all.to_dtype(dtype).unwrap().narrow(1, 1, 2).unwrap();
+            let (_, bytes) = bytes_of(&view, scores, "p").unwrap();
+            let numbers = bytes.as_chunks().0.iter().map(|bytes| match dtype {
+                DType::U32 => u32::from_le_bytes(*bytes),
+                _ => f32::from_le_bytes(*bytes) as u32,
+            });
+            assert!(numbers.eq([1, 2, 5, 6, 9, 10]));
+        }
+        let halves = Tensor::new(&[half::bf16::ONE], &Device::Cpu).unwrap();
+        assert_eq!(bytes_of(&halves, scores, "p").unwrap().1, 1f32.to_le_bytes());
         let resid = "blocks.0.hook_resid_post".parse().unwrap();
         let error = bytes_of(&tensor, resid, "p").unwrap_err().to_string();
         assert!(error.contains("prompt `p`") && error.contains("hook_resid_post"), "{error}");

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::backend::{BackendDevice, BackendStorage};
@@ -11,8 +11,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
 };
-use cudarc::driver::result::device::get_mem_pool;
-use cudarc::driver::result::{mem_pool, memcpy_dtoh_async};
+use cudarc::driver::result::{device as of_driver, mem_pool, memcpy_dtoh_async};
 use cudarc::driver::sys::{
     CU_MEMHOSTALLOC_PORTABLE, CUfunction_attribute, CUgraphInstantiate_flags, CUmemPool_attribute,
     CUresult, CUstreamCaptureMode,
@@ -36,6 +35,10 @@ const FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs
 /// Dynamic shared memory that a launch can have without asking for more first.
 const FREE_SHARED_BYTES: u32 = 48 * 1024;
 
+/// Up to this one handles name no stream, but what to take for one: nothing, the stream that waits
+/// for all others, that of the calling thread.
+const PER_THREAD: usize = 2;
+
 /// What is loaded on one device.
 struct Loaded {
     modules: HashMap<&'static str, Arc<CudaModule>>,
@@ -44,6 +47,13 @@ struct Loaded {
 
 /// By the device's ordinal: contexts of one device are the same, its primary one.
 static LOADED: Mutex<Option<HashMap<usize, Loaded>>> = Mutex::new(None);
+
+/// Every device that was opened. They are never let go: the handles of the libraries panic when they
+/// are, behind a GPU that was lost. One that nobody else has any more is opened again.
+static OPENED: Mutex<Vec<CudaDevice>> = Mutex::new(Vec::new());
+
+/// Below so much free memory a library that cannot start lacks memory, not a driver.
+const FOR_LIBRARIES: usize = 512 << 20;
 
 /// See [`super::gpu::gpus`].
 pub(super) fn gpus() -> Result<Vec<Gpu>> {
@@ -66,10 +76,39 @@ pub(super) fn gpus() -> Result<Vec<Gpu>> {
 }
 
 /// See [`super::gpu::open`].
+///
+/// The device has a stream of its own. A handle that means the stream of a thread, or none, is that of
+/// the thread's current context: with several GPUs the one that was used last, wherever the memory
+/// is that is copied or let go.
 pub(super) fn open(ordinal: usize) -> Result<Device> {
-    let device = Device::new_cuda(ordinal).map_err(Error::candle("opening the gpu"))?;
+    const OP: &str = "opening the gpu";
+    // Before a library starts, which says of an older GPU only that it cannot.
+    let context = CudaContext::new(ordinal).map_err(Error::driver(OP))?;
+    capability::check(of_device(OP, &context)?, Capability::BUILT)?;
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    let of_nobody = |device: &&CudaDevice| {
+        let handles = Arc::strong_count(&device.cublas_handle());
+        device.cuda_stream().context().ordinal() == ordinal && handles == 2
+    };
+    let device = match opened.iter().find(of_nobody) {
+        Some(device) => device.clone(),
+        None => {
+            let device = CudaDevice::new_with_stream(ordinal).map_err(Error::candle(OP));
+            let device = device.map_err(|error| match (&error, context.mem_get_info()) {
+                (Error::OutOfMemory { .. }, Ok((free, total)))
+                | (Error::NoDriver { .. }, Ok((free @ ..FOR_LIBRARIES, total))) => {
+                    let free = Some((free as u64, total as u64));
+                    Error::OutOfMemory { op: OP, asked: None, free }
+                }
+                _ => error,
+            })?;
+            opened.push(device.clone());
+            device
+        }
+    };
+    drop(opened);
     prepare(&device)?;
-    Ok(device)
+    Ok(Device::Cuda(device))
 }
 
 fn of_device(op: &'static str, context: &CudaContext) -> Result<Capability> {
@@ -77,28 +116,18 @@ fn of_device(op: &'static str, context: &CudaContext) -> Result<Capability> {
     Ok(Capability { major: major.unsigned_abs(), minor: minor.unsigned_abs() })
 }
 
-/// Refuses a GPU that this build has no code for, and loads every kernel on it, so that no later
-/// launch loads anything. Launches do it by themselves.
-///
-/// # Errors
-///
-/// [`Error::Capability`]; [`Error::Device`] for a device that is no GPU; [`Error::Driver`].
-pub fn prepare(device: &Device) -> Result<()> {
-    const OP: &str = "preparing the gpu";
-    let Device::Cuda(device) = device else {
-        let got = format!("{:?}", device.location());
-        return Err(Error::Device { op: OP, what: "the device", got });
-    };
-    with_loaded(OP, device, |_| Ok(()))
+/// See [`super::ready`]. Launches do it by themselves.
+pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
+    with_loaded("preparing the gpu", device, |_| Ok(()))
 }
 
-/// Runs a plan whose inputs are all on one GPU, on this thread's stream there, without waiting for
-/// the end. For what another thread is still making, [`wait`](super::wait) first.
+/// Runs a plan whose inputs are all on one GPU, on its stream, without waiting for the end.
 ///
 /// # Errors
 ///
-/// [`Error::Device`] for an input elsewhere, [`Error::Capability`], [`Error::OutOfMemory`] if
-/// there is no memory for the results, [`Error::Lost`], [`Error::Driver`].
+/// [`Error::Device`] for an input elsewhere, [`Error::Range`] for a device without a stream of its
+/// own, [`Error::Capability`], [`Error::OutOfMemory`] if there is no memory for the results,
+/// [`Error::Lost`], [`Error::Driver`].
 pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
     let op = plan.op;
     let place = plan.inputs.first().map(|input| input.device());
@@ -128,35 +157,79 @@ pub fn launch(plan: &Plan) -> Result<Vec<Tensor>> {
 /// See [`super::memory`].
 pub(super) fn memory(device: &CudaDevice) -> Result<(u64, u64)> {
     let stream = device.cuda_stream();
-    let (free, total) = stream.context().mem_get_info().map_err(Error::driver("free memory"))?;
-    Ok((free as u64, total as u64))
+    let context = stream.context();
+    let (free, total) = context.mem_get_info().map_err(Error::driver("free memory"))?;
+    let free = free as u64 + spare(context).unwrap_or(0);
+    Ok((free.min(total as u64), total as u64))
 }
 
 /// See [`super::taken`].
 pub(super) fn taken(device: &CudaDevice) -> Result<(u64, u64)> {
-    const OP: &str = "memory of tensors";
-    const NOW: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
-    const MOST: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
     let stream = device.cuda_stream();
-    stream.context().bind_to_thread().map_err(Error::driver(OP))?;
-    // SAFETY: the device is one that was opened; its pool lives as long as it does.
-    let pool = unsafe { get_mem_pool(stream.context().cu_device()) };
-    let pool = pool.map_err(Error::driver(OP))?;
-    let [mut now, mut most, mut anew] = [0u64; 3];
-    for (attribute, value) in [(NOW, &mut now), (MOST, &mut most)] {
-        // SAFETY: the pool is the device's, and both attributes are numbers of 64 bits.
-        unsafe { mem_pool::get_attribute(pool, attribute, (&raw mut *value).cast()) }
-            .map_err(Error::driver(OP))?;
-    }
-    // SAFETY: as above; 0 is the one value that it can be set to, and starts it anew.
-    unsafe { mem_pool::set_attribute(pool, MOST, (&raw mut anew).cast()) }
-        .map_err(Error::driver(OP))?;
-    Ok((now, most))
+    let most = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let found = || {
+        let found = (pool(stream.context(), USED)?, pool(stream.context(), most)?);
+        // 0 is the one value that it can be set to, and starts it anew.
+        set_pool(stream.context(), most, 0)?;
+        Ok(found)
+    };
+    found().map_err(Error::driver("memory of tensors"))
 }
 
-/// See [`super::wait`].
-pub(super) fn wait(device: &CudaDevice) -> Result<()> {
-    device.cuda_stream().context().synchronize().map_err(Error::driver("waiting for the gpu"))
+const USED: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+
+/// A number of 64 bits that the pool of a device's memory has.
+fn pool(
+    context: &CudaContext,
+    attribute: CUmemPool_attribute,
+) -> std::result::Result<u64, DriverError> {
+    let mut value = 0u64;
+    context.bind_to_thread()?;
+    // SAFETY: the device is the context's, its pool lives as long as the process, and the values of
+    // the attributes that are asked for are of 64 bits.
+    unsafe {
+        let pool = of_driver::get_mem_pool(context.cu_device())?;
+        mem_pool::get_attribute(pool, attribute, (&raw mut value).cast())?;
+    }
+    Ok(value)
+}
+
+/// Sets what [`pool`] reads.
+fn set_pool(
+    context: &CudaContext,
+    attribute: CUmemPool_attribute,
+    mut value: u64,
+) -> std::result::Result<(), DriverError> {
+    context.bind_to_thread()?;
+    // SAFETY: as in `pool`.
+    unsafe {
+        let pool = of_driver::get_mem_pool(context.cu_device())?;
+        mem_pool::set_attribute(pool, attribute, (&raw mut value).cast())
+    }
+}
+
+/// What the pool of a device's memory holds for allocations to come.
+fn spare(context: &CudaContext) -> std::result::Result<u64, DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(0);
+    }
+    let reserved = CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
+    Ok(pool(context, reserved)?.saturating_sub(pool(context, USED)?))
+}
+
+/// Lets the pool keep memory that was let go. Else it gives it back to the system whenever the host
+/// waits for the device, as it does at the end of every pass, and the next one gets it anew, page by
+/// page.
+fn keep_memory(context: &CudaContext) -> std::result::Result<(), DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    set_pool(context, CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
+}
+
+/// See [`super::stream`].
+pub(super) fn stream(device: &CudaDevice) -> usize {
+    device.cuda_stream().cu_stream().addr()
 }
 
 /// Lets what `later` does from now on wait for what `sooner` was told until now, where both are
@@ -174,13 +247,30 @@ pub(super) struct Pinned {
     spare: Vec<PinnedHostSlice<u8>>,
 }
 
+/// Bytes that are copied at once. Locking pages takes longer than copying to them, so a tensor of
+/// any size goes through memory that the next one can use, too.
+const PIECE: usize = 16 << 20;
+/// The smallest memory that is locked.
+const SMALLEST: usize = 64 << 10;
+
 /// A copy that was begun.
 #[derive(Debug)]
 pub(super) struct PinnedCopy {
-    /// The first to be dropped: what it waits for uses the others.
+    /// In the order of what they hold; the first to be dropped: until then the source is read.
+    pieces: VecDeque<Piece>,
+    stream: Arc<CudaStream>,
+    source: Tensor,
+    /// Bytes whose copies have begun.
+    begun: usize,
+}
+
+/// A part of a tensor on its way.
+#[derive(Debug)]
+struct Piece {
+    /// The first to be dropped: until then the buffer is written.
     done: Done,
     buffer: PinnedHostSlice<u8>,
-    source: Tensor,
+    bytes: usize,
 }
 
 /// The end of some work, which is waited for before its memory goes.
@@ -194,14 +284,53 @@ impl Drop for Done {
     }
 }
 
+impl PinnedCopy {
+    fn size(&self) -> usize {
+        bytes(self.source.dtype(), self.source.dims())
+    }
+
+    /// Begins to copy what comes next, as much of it as the buffer takes.
+    fn begin(&mut self, op: &'static str, mut buffer: PinnedHostSlice<u8>) -> Result<()> {
+        let bytes = (self.size() - self.begun).min(buffer.len());
+        {
+            let (storage, layout) = self.source.storage_and_layout();
+            let Storage::Cuda(storage) = &*storage else {
+                let got = format!("{:?}", self.source.device().location());
+                return Err(Error::Device { op, what: "the tensor", got });
+            };
+            let (pointer, _guard) = read(op, storage, layout, &self.stream)?;
+            let to = buffer.as_mut_slice().map_err(Error::driver(op))?;
+            // The buffer may have been locked for another device.
+            self.stream.context().bind_to_thread().map_err(Error::driver(op))?;
+            let from = pointer + self.begun as u64;
+            // SAFETY: the source has so many bytes from there on and lives, as the buffer does, in
+            // the `PinnedCopy` until the event below has passed.
+            unsafe { memcpy_dtoh_async(&mut to[..bytes], from, self.stream.cu_stream()) }
+                .map_err(Error::driver(op))?;
+        }
+        match self.stream.record_event(None) {
+            Ok(done) => {
+                self.pieces.push_back(Piece { done: Done(done), buffer, bytes });
+                self.begun += bytes;
+                Ok(())
+            }
+            Err(error) => {
+                let _ = self.stream.synchronize();
+                Err(Error::driver(op)(error))
+            }
+        }
+    }
+}
+
 impl Pinned {
-    /// Begins to copy a tensor when what its device is doing now is done; `None` if the system
-    /// locks no more pages.
+    /// Begins to copy a tensor when what its device is doing now is done: `limit` bytes of it, and the
+    /// rest while these are received; `None` if the system locks no pages.
     pub(super) fn copy(
         &mut self,
         op: &'static str,
         device: &CudaDevice,
         tensor: &Tensor,
+        limit: usize,
     ) -> Result<Option<PinnedCopy>> {
         let size = bytes(tensor.dtype(), tensor.dims());
         let source = tensor.contiguous().map_err(Error::making(op, tensor.device(), size))?;
@@ -215,42 +344,39 @@ impl Pinned {
                 stream
             }
         };
-        let smallest = (0..self.spare.len())
-            .filter(|&i| self.spare[i].len() >= size)
-            .min_by_key(|&i| self.spare[i].len());
-        let mut buffer = match smallest {
-            Some(i) => self.spare.swap_remove(i),
-            // SAFETY: bytes of any value are `u8`s. Portable, so that any device copies to it;
-            // not write-combined, which would make reading it slow.
-            None => {
-                match unsafe { context.alloc_pinned_with_flags(size, CU_MEMHOSTALLOC_PORTABLE) } {
-                    Ok(buffer) => buffer,
-                    // Main memory, not the GPU's.
-                    Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => return Ok(None),
-                    Err(error) => return Err(Error::driver(op)(error)),
-                }
+        stream.join(&computing).map_err(Error::driver(op))?;
+        let mut copy = PinnedCopy { pieces: VecDeque::new(), stream, source, begun: 0 };
+        while copy.begun < size.min(limit.max(1)) {
+            match self.buffer(op, context, (size - copy.begun).min(PIECE))? {
+                Some(buffer) => copy.begin(op, buffer)?,
+                None => break,
             }
-        };
-        {
-            let (storage, layout) = source.storage_and_layout();
-            let Storage::Cuda(storage) = &*storage else {
-                let got = format!("{:?}", source.device().location());
-                return Err(Error::Device { op, what: "the tensor", got });
-            };
-            let (pointer, _guard) = read(op, storage, layout, &computing)?;
-            stream.join(&computing).map_err(Error::driver(op))?;
-            let to = buffer.as_mut_slice().map_err(Error::driver(op))?;
-            // SAFETY: the source has `size` bytes from `pointer` on and lives, as the buffer does,
-            // in the `PinnedCopy` until the event below has passed.
-            unsafe { memcpy_dtoh_async(&mut to[..size], pointer, stream.cu_stream()) }
-                .map_err(Error::driver(op))?;
         }
-        match stream.record_event(None) {
-            Ok(done) => Ok(Some(PinnedCopy { done: Done(done), buffer, source })),
-            Err(error) => {
-                let _ = stream.synchronize();
-                Err(Error::driver(op)(error))
-            }
+        Ok((copy.begun > 0).then_some(copy))
+    }
+
+    /// Page-locked memory of at least so many bytes; `None` if the system locks no more pages.
+    fn buffer(
+        &mut self,
+        op: &'static str,
+        context: &Arc<CudaContext>,
+        bytes: usize,
+    ) -> Result<Option<PinnedHostSlice<u8>>> {
+        let smallest = (0..self.spare.len())
+            .filter(|&i| self.spare[i].len() >= bytes)
+            .min_by_key(|&i| self.spare[i].len());
+        if let Some(i) = smallest {
+            return Ok(Some(self.spare.swap_remove(i)));
+        }
+        // Few sizes, so that tensors of other shapes find what fits.
+        let bytes = bytes.next_power_of_two().max(SMALLEST);
+        // SAFETY: bytes of any value are `u8`s. Portable, so that any device copies to it; not
+        // write-combined, which would make reading it slow.
+        match unsafe { context.alloc_pinned_with_flags(bytes, CU_MEMHOSTALLOC_PORTABLE) } {
+            Ok(buffer) => Ok(Some(buffer)),
+            // Main memory, not the GPU's.
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Ok(None),
+            Err(error) => Err(Error::driver(op)(error)),
         }
     }
 
@@ -261,27 +387,41 @@ impl Pinned {
         copy: PinnedCopy,
         limit: usize,
     ) -> Result<Tensor> {
-        let PinnedCopy { done, buffer, source } = copy;
-        done.0.synchronize().map_err(Error::driver(op))?;
-        let (dims, dtype) = (source.dims().to_vec(), source.dtype());
-        let size = source.elem_count() * dtype.size_in_bytes();
-        let bytes = &buffer.as_slice().map_err(Error::driver(op))?[..size];
-        let tensor = match dtype {
-            DType::BF16 => {
-                host(bytes, &dims, |pair| bf16::from_bits(u16::from_ne_bytes(pair)).to_f32())
+        match copy.source.dtype() {
+            DType::BF16 => self.numbers(op, copy, limit, |pair| {
+                bf16::from_bits(u16::from_ne_bytes(pair)).to_f32()
+            }),
+            DType::F16 => self
+                .numbers(op, copy, limit, |pair| f16::from_bits(u16::from_ne_bytes(pair)).to_f32()),
+            DType::F32 => self.numbers(op, copy, limit, f32::from_ne_bytes),
+            DType::U32 => self.numbers(op, copy, limit, u32::from_ne_bytes),
+            other => Err(Error::range(op, "dtype", STORED, other.as_str())),
+        }
+    }
+
+    /// A tensor in main memory, of numbers of `N` bytes each on their way.
+    fn numbers<const N: usize, T: WithDType>(
+        &mut self,
+        op: &'static str,
+        mut copy: PinnedCopy,
+        limit: usize,
+        read: impl Fn([u8; N]) -> T + Sync + Send,
+    ) -> Result<Tensor> {
+        let mut numbers: Vec<T> = Vec::with_capacity(copy.source.elem_count());
+        while let Some(Piece { done, buffer, bytes }) = copy.pieces.pop_front() {
+            done.0.synchronize().map_err(Error::driver(op))?;
+            let come = &buffer.as_slice().map_err(Error::driver(op))?[..bytes];
+            numbers.par_extend(come.as_chunks::<N>().0.par_iter().map(|number| read(*number)));
+            if copy.begun < copy.size() {
+                copy.begin(op, buffer)?;
+            } else {
+                self.spare.push(buffer);
             }
-            DType::F16 => {
-                host(bytes, &dims, |pair| f16::from_bits(u16::from_ne_bytes(pair)).to_f32())
-            }
-            DType::F32 => host(bytes, &dims, f32::from_ne_bytes),
-            DType::U32 => host(bytes, &dims, u32::from_ne_bytes),
-            other => return Err(Error::range(op, "dtype", STORED, other.as_str())),
-        };
-        self.spare.push(buffer);
+        }
         while self.spare.iter().map(|spare| spare.len()).sum::<usize>() > limit {
             self.spare.remove(0);
         }
-        tensor.map_err(Error::candle(op))
+        Tensor::from_vec(numbers, copy.source.dims(), &Device::Cpu).map_err(Error::candle(op))
     }
 }
 
@@ -301,7 +441,7 @@ unsafe impl Send for Captured {}
 unsafe impl Sync for Captured {}
 
 impl Captured {
-    /// Launches all of them on the stream of this thread.
+    /// Launches all of them.
     pub(super) fn launch(&mut self) -> Result<()> {
         let launched = self.graph.launch().and_then(|()| self.done.0.record(&self.stream));
         launched.map_err(Error::driver(CAPTURE))
@@ -315,8 +455,9 @@ const CAPTURE: &str = "capturing launches";
 /// What this relies on, of candle 0.11 and cudarc 0.19:
 ///
 /// - A `CudaDevice` has one stream, on which it allocates, frees, copies and launches, its products
-///   of matrices, too: the calling thread's own (`CudaContext::per_thread_stream`). So what this
-///   thread does between begin and end is captured, and nothing else is, whatever other threads do.
+///   of matrices, too. So what is done with it between begin and end is captured: other threads must
+///   leave it alone, as passes of models do that take turns. Other devices, also of the same GPU,
+///   they may use.
 /// - Memory is taken and freed in the order of the stream (`cuMemAllocAsync`, `cuMemFreeAsync`), in a
 ///   capture as nodes of the graph. Freeing there what was taken before is an error of the driver,
 ///   as is a graph whose memory is not freed in it at its second launch; a GPU without such
@@ -382,16 +523,6 @@ impl Drop for Open<'_> {
     }
 }
 
-/// A tensor in main memory of numbers of `N` bytes each.
-fn host<const N: usize, T: WithDType>(
-    bytes: &[u8],
-    dims: &[usize],
-    read: impl Fn([u8; N]) -> T + Sync,
-) -> candle_core::Result<Tensor> {
-    let numbers: Vec<T> = bytes.as_chunks::<N>().0.par_iter().map(|number| read(*number)).collect();
-    Tensor::from_vec(numbers, dims, &Device::Cpu)
-}
-
 fn loaded() -> MutexGuard<'static, Option<HashMap<usize, Loaded>>> {
     // What was loaded before a panic is whole.
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -403,22 +534,26 @@ fn with_loaded<R>(
     f: impl FnOnce(&mut Loaded) -> Result<R>,
 ) -> Result<R> {
     let stream = device.cuda_stream();
+    if stream.cu_stream().addr() <= PER_THREAD {
+        let expected = "its own, as `kernels::cuda::gpu::open` gives it";
+        return Err(Error::range(op, "the stream of the gpu", expected, "that of each thread"));
+    }
     let context = stream.context();
     let mut all = loaded();
     let all = all.get_or_insert_with(HashMap::new);
     // A GPU that was opened twice has two of cudarc's contexts.
     if context.is_event_tracking() {
-        // SAFETY: one stream of a thread computes on a device, and another thread waits for it
-        // before it computes there (`wait`). Another stream copies to main memory, waits for the
-        // first by an event of its own, and what it reads lives until it is done (`PinnedCopy`);
-        // copies from device to device wait for both (`in_turn`). So the two events of every
-        // allocation, which cost as much as a small launch, order nothing.
+        // SAFETY: one stream computes on a device, whichever thread tells it to. Another stream
+        // copies to main memory, waits for the first by an event of its own, and what it reads lives
+        // until it is done (`PinnedCopy`); copies from device to device wait for both (`in_turn`).
+        // So the two events of every allocation, which cost as much as a small launch, order nothing.
         unsafe { context.disable_event_tracking() };
     }
     if let Some(loaded) = all.get_mut(&context.ordinal()) {
         return f(loaded);
     }
     capability::check(of_device(op, context)?, Capability::BUILT)?;
+    keep_memory(context).map_err(Error::driver(op))?;
     let mut modules = HashMap::new();
     for (stem, fatbin) in FATBINS {
         let module = context.load_module(Ptx::from_binary(fatbin.to_vec()));

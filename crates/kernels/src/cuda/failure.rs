@@ -131,6 +131,10 @@ fn of_cuda(op: &'static str, error: &candle_core::cuda_backend::CudaError) -> Op
             use cublas::sys::cublasStatus_t as Status;
             let lost = |name| Some(Error::Lost { op, code: error.0 as u32, name });
             match error.0 {
+                // What a library says that the driver is too old for.
+                Status::CUBLAS_STATUS_NOT_INITIALIZED => {
+                    Some(Error::NoDriver { code: 1, name: "CUBLAS_STATUS_NOT_INITIALIZED" })
+                }
                 Status::CUBLAS_STATUS_ALLOC_FAILED => Some(memory),
                 Status::CUBLAS_STATUS_MAPPING_ERROR => lost("CUBLAS_STATUS_MAPPING_ERROR"),
                 Status::CUBLAS_STATUS_EXECUTION_FAILED => lost("CUBLAS_STATUS_EXECUTION_FAILED"),
@@ -139,8 +143,14 @@ fn of_cuda(op: &'static str, error: &candle_core::cuda_backend::CudaError) -> Op
             }
         }
         CudaError::Curand(error) => {
-            let full = curand::sys::curandStatus::CURAND_STATUS_ALLOCATION_FAILED;
-            (error.0 == full).then_some(memory)
+            use curand::sys::curandStatus as Status;
+            match error.0 {
+                Status::CURAND_STATUS_ALLOCATION_FAILED => Some(memory),
+                Status::CURAND_STATUS_INITIALIZATION_FAILED => {
+                    Some(Error::NoDriver { code: 203, name: "CURAND_STATUS_INITIALIZATION_FAILED" })
+                }
+                _ => None,
+            }
         }
         _ => None,
     }
@@ -261,6 +271,8 @@ mod tests {
         assert!(matches!(full, Error::OutOfMemory { asked: Some(7), .. }));
         let failed = of(Status::CUBLAS_STATUS_EXECUTION_FAILED);
         assert!(matches!(failed, Error::Lost { code: 13, .. }));
+        let old = of(Status::CUBLAS_STATUS_NOT_INITIALIZED);
+        assert!(matches!(old, Error::NoDriver { code: 1, .. }) && old.is_of_device());
         let asked_wrong = of(Status::CUBLAS_STATUS_INVALID_VALUE);
         assert!(matches!(asked_wrong, Error::Candle { .. }));
     }

@@ -51,7 +51,8 @@ impl<K, E: From<Error>> Graph<K, E> {
     ///
     /// `run` must do the same every time: nothing that it is not given by `kept` may matter to it. It
     /// must free what it takes of the device's memory, wait for nothing, and read nothing back; on a
-    /// GPU what breaks these rules is an error of the driver or of candle.
+    /// GPU what breaks these rules is an error of the driver or of candle. Meanwhile no other thread
+    /// may do anything with the device: it would be captured, too.
     ///
     /// # Errors
     ///

@@ -42,7 +42,7 @@ mod upload;
 #[cfg(feature = "cuda")]
 mod device;
 #[cfg(feature = "cuda")]
-pub use device::{launch, prepare};
+pub use device::launch;
 pub use outbox::{Outbox, Parcel};
 pub use upload::upload;
 
@@ -149,18 +149,28 @@ pub fn taken(device: &Device) -> Result<Option<(u64, u64)>> {
     }
 }
 
-/// Waits for all that any thread has told a GPU to do.
+/// What tells apart the streams of GPUs that were opened; `None` of main memory.
 ///
-/// Each thread has a stream of its own on a GPU. So before a thread works with what another one has
-/// left there, or lets that go, it must wait once.
+/// An opened GPU has one stream, on which all of its work is done in the order in which threads tell
+/// it to.
+pub fn stream(device: &Device) -> Option<usize> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Some(device::stream(device)),
+        _ => None,
+    }
+}
+
+/// Makes a device ready for layers, loading every kernel on it; main memory is.
 ///
 /// # Errors
 ///
-/// [`Error::Lost`], or what the driver says instead.
-pub fn wait(device: &Device) -> Result<()> {
+/// [`Error::Capability`]; [`Error::Range`] for a GPU whose stream is not its own, as that of one that
+/// [`gpu::open`] gives; the driver's.
+pub fn ready(device: &Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => device::wait(device),
+        Device::Cuda(device) => device::prepare(device),
         _ => Ok(()),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A copy goes through page-locked memory on a stream of its own, so that neither the device nor
 //! the thread that feeds it waits for it. What is under way is bounded: who sends more than that
-//! has to receive first. Where the system locks no more pages, copies wait.
+//! has to receive first, and of a tensor that is larger the rest is copied while it is received. Where
+//! the system locks no pages, copies wait.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -39,7 +40,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// For copies of `limit` bytes at a time, or of one tensor that is larger.
+    /// For copies of `limit` bytes at a time.
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -49,7 +50,7 @@ impl Outbox {
         }
     }
 
-    /// Whether a tensor can be sent before another one is received.
+    /// Whether a tensor can be sent before another one is received: always, where none is under way.
     pub fn has_room(&self, tensor: &Tensor) -> bool {
         self.under_way == 0 || self.under_way + bytes(tensor.dtype(), tensor.dims()) <= self.limit
     }
@@ -63,7 +64,7 @@ impl Outbox {
         let contents = match tensor.device() {
             #[cfg(feature = "cuda")]
             Device::Cuda(device) if tensor.elem_count() > 0 => {
-                match self.pinned.copy(OP, device, tensor)? {
+                match self.pinned.copy(OP, device, tensor, self.limit)? {
                     Some(copy) => Contents::Coming(copy),
                     None => Contents::Here(at_once(tensor)?),
                 }

@@ -1,6 +1,6 @@
 //! Small vectors of the host in the memory of a device.
 
-use std::sync::{Mutex, PoisonError};
+use std::cell::RefCell;
 
 use candle_core::{Device, Tensor};
 
@@ -14,9 +14,12 @@ struct Upload {
     tensor: Tensor,
 }
 
-/// The last ones used, the latest at the end. Every layer of a pass asks for the same lengths and
-/// offsets, which are copied once: a copy waits for the device.
-static UPLOADS: Mutex<Vec<Upload>> = Mutex::new(Vec::new());
+thread_local! {
+    /// The last ones used, the latest at the end. Every layer of a pass asks for the same lengths and
+    /// offsets, which are copied once. Of each thread: what is let go is let go on its device's
+    /// stream, which is not another thread's to use.
+    static UPLOADS: RefCell<Vec<Upload>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The values as `u32` in the memory of a device.
 ///
@@ -40,19 +43,19 @@ pub fn upload(
     if device.is_cpu() {
         return words();
     }
-    // What was kept before a panic is whole.
-    let mut uploads = UPLOADS.lock().unwrap_or_else(PoisonError::into_inner);
-    // A GPU that was opened twice is two devices.
-    let here = |held: &Upload| held.tensor.device().same_device(device) && held.values == values;
-    let held = uploads.iter().position(here);
-    let upload = match held {
-        Some(place) => uploads.remove(place),
-        None => Upload { values: values.to_vec(), tensor: words()? },
-    };
-    let tensor = upload.tensor.clone();
-    if uploads.len() == KEPT {
-        uploads.remove(0);
-    }
-    uploads.push(upload);
-    Ok(tensor)
+    UPLOADS.with_borrow_mut(|uploads| {
+        // A GPU that was opened twice is two devices.
+        let here =
+            |held: &Upload| held.tensor.device().same_device(device) && held.values == values;
+        let upload = match uploads.iter().position(here) {
+            Some(place) => uploads.remove(place),
+            None => Upload { values: values.to_vec(), tensor: words()? },
+        };
+        let tensor = upload.tensor.clone();
+        if uploads.len() == KEPT {
+            uploads.remove(0);
+        }
+        uploads.push(upload);
+        Ok(tensor)
+    })
 }

@@ -22,6 +22,6 @@ pub(crate) use embedding::{Embedding, Table};
 pub(crate) use mixture::Mixture;
 pub(crate) use mlp::{Mlp, MlpForm};
 pub(crate) use norm::Norm;
-pub(crate) use pass::{Away, Pass};
+pub(crate) use pass::{Away, Pass, UnderWay};
 pub(crate) use projections::{Outputs, Projections};
 pub(crate) use rotary::Rotary;

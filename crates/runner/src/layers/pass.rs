@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use hooks::{Activation, ActivationSink, Batch, Edits, HookPoint, LayerInfo, Plan, Request, Site};
@@ -88,13 +89,14 @@ impl<'a> Pass<'a> {
         let Some(away) = &mut self.away else {
             return Ok(self.sink.record(point, activation)?);
         };
+        let under_way = &mut *away.under_way;
         let owned = Owned::of(point, activation, self.plan)?;
-        while !away.outbox.has_room(&owned.tensor) {
-            away.hand_over(self.batch, self.sink)?;
+        while !under_way.outbox.has_room(&owned.tensor) {
+            under_way.hand_over(self.sink)?;
         }
-        let parcel = away.outbox.send(&owned.tensor)?;
+        let parcel = under_way.outbox.send(&owned.tensor)?;
         let Owned { heads, positions, .. } = owned;
-        away.queue.push_back(Event::Record { point, parcel, heads, positions });
+        under_way.queue.push_back(Event::Record { point, parcel, heads, positions });
         Ok(())
     }
 
@@ -102,34 +104,35 @@ impl<'a> Pass<'a> {
     pub(crate) fn end_layer(&mut self, layer: usize) -> Result<()> {
         match &mut self.away {
             Some(away) => {
-                away.queue.push_back(Event::EndLayer(layer));
+                away.under_way.queue.push_back(Event::EndLayer(layer));
                 Ok(())
             }
             None => Ok(self.sink.end_layer(layer)?),
         }
-    }
-
-    /// Hands over all that is under way.
-    pub(crate) fn finish(&mut self) -> Result<()> {
-        if let Some(away) = &mut self.away {
-            while !away.queue.is_empty() {
-                away.hand_over(self.batch, self.sink)?;
-            }
-        }
-        Ok(())
     }
 }
 
 /// A pass on devices: the computation goes on while activations come to main memory. When so many
 /// are under way that the outbox is full, it waits for the sink.
 pub(crate) struct Away<'a> {
-    home: &'a Home,
-    outbox: &'a mut Outbox,
-    /// What the sink will be told, in this order.
-    queue: VecDeque<Event>,
+    pub(crate) home: &'a Home,
+    pub(crate) under_way: &'a mut UnderWay,
 }
 
+/// Activations on their way to main memory, and all else that the sink will be told, in this order.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    outbox: Outbox,
+    queue: VecDeque<Event>,
+    /// The batch that the sink was told of last.
+    batch: Option<Arc<Batch>>,
+    /// Batches whose end the sink was not told of yet.
+    batches: usize,
+}
+
+#[derive(Debug)]
 enum Event {
+    Begin(Arc<Batch>),
     Record {
         point: HookPoint,
         parcel: Parcel,
@@ -137,25 +140,63 @@ enum Event {
         positions: Option<Vec<Vec<usize>>>,
     },
     EndLayer(usize),
+    EndBatch,
 }
 
-impl<'a> Away<'a> {
-    pub(crate) fn new(home: &'a Home, outbox: &'a mut Outbox) -> Self {
-        Self { home, outbox, queue: VecDeque::new() }
+impl UnderWay {
+    pub(crate) fn new(outbox: Outbox) -> Self {
+        Self { outbox, queue: VecDeque::new(), batch: None, batches: 0 }
+    }
+
+    /// A batch's pass begins.
+    pub(crate) fn begin(&mut self, batch: &Batch) {
+        self.queue.push_back(Event::Begin(Arc::new(batch.clone())));
+        self.batches += 1;
+    }
+
+    /// A batch's pass is over.
+    pub(crate) fn end(&mut self) {
+        self.queue.push_back(Event::EndBatch);
+    }
+
+    /// Lets go of what is left of a batch whose pass failed.
+    pub(crate) fn give_up(&mut self) {
+        let ended = self.queue.iter().rposition(|event| matches!(event, Event::EndBatch));
+        self.queue.truncate(ended.map_or(0, |ended| ended + 1));
+        self.batches -= 1;
+    }
+
+    /// Batches whose end the sink was not told of yet.
+    pub(crate) fn batches(&self) -> usize {
+        self.batches
+    }
+
+    /// The outbox, where all has been received; all is let go.
+    pub(crate) fn into_outbox(self) -> Option<Outbox> {
+        self.queue.is_empty().then_some(self.outbox)
     }
 
     /// Tells the sink the next event, which must have come for that.
-    fn hand_over(&mut self, batch: &Batch, sink: &mut dyn ActivationSink) -> Result<()> {
-        match self.queue.pop_front() {
-            None => Ok(()),
-            Some(Event::EndLayer(layer)) => Ok(sink.end_layer(layer)?),
-            Some(Event::Record { point, parcel, heads, positions }) => {
+    pub(crate) fn hand_over(&mut self, sink: &mut dyn ActivationSink) -> Result<()> {
+        match (self.queue.pop_front(), &self.batch) {
+            (Some(Event::Begin(batch)), _) => {
+                let begun = sink.begin(&batch);
+                self.batch = Some(batch);
+                begun?;
+            }
+            (Some(Event::Record { point, parcel, heads, positions }), Some(batch)) => {
                 let tensor = self.outbox.receive(parcel)?;
                 let (heads, positions) = (heads.as_deref(), positions.as_deref());
-                let activation = Activation { tensor: &tensor, heads, positions, batch };
-                Ok(sink.record(point, &activation)?)
+                sink.record(point, &Activation { tensor: &tensor, heads, positions, batch })?;
             }
+            (Some(Event::EndLayer(layer)), _) => sink.end_layer(layer)?,
+            (Some(Event::EndBatch), _) => {
+                self.batches -= 1;
+                sink.end_batch()?;
+            }
+            (None | Some(Event::Record { .. }), _) => {}
         }
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
 use super::convert::{Format, convert_into};
@@ -203,6 +203,14 @@ impl Weights for Checkpoint {
             order: RowOrder::Plain,
         };
         Ok((0..n).map(|i| Matrix::new(vec![slice(i)], columns, None)).collect())
+    }
+
+    fn sizes(&self, dtype: DType) -> Vec<(String, u64)> {
+        let bytes = |shape: &[usize]| {
+            let each = dtype.size_in_bytes() as u64;
+            shape.iter().fold(each, |bytes, length| bytes.saturating_mul(*length as u64))
+        };
+        self.tensors().map(|(name, _, shape, _)| (name.to_owned(), bytes(shape))).collect()
     }
 
     fn unit_norms(&self) -> UnitNorms {

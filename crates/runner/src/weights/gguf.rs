@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::convert::{Format, NotFinite, convert_into};
 use super::matrix::{Matrix, Rows};
@@ -248,6 +248,17 @@ impl<'a> Weights for GgufWeights<'a> {
     fn slices(&self, name: &str, _: usize, _: usize, _: usize) -> Result<Vec<Matrix<'_>>> {
         // Experts are asked for one by one, because `has` knows no fused tensor.
         Err(Error::TensorMissing { path: self.gguf.path().to_owned(), tensor: name.to_owned() })
+    }
+
+    fn sizes(&self, dtype: DType) -> Vec<(String, u64)> {
+        let bytes = |info: &TensorInfo| match (self.dtype, info.format.encoding()) {
+            (WeightDtype::AsStored, Some(_)) => self.gguf.data(info).len(),
+            _ => {
+                let stored = self.gguf.data(info).len() / info.format.block_bytes();
+                stored * info.format.block_len() * dtype.size_in_bytes()
+            }
+        };
+        self.gguf.tensors().map(|(name, info)| (name.to_owned(), bytes(info) as u64)).collect()
     }
 
     fn unit_norms(&self) -> UnitNorms {

@@ -146,6 +146,9 @@ pub(crate) trait Weights {
     /// A three-dimensional tensor `[n, rows, columns]` as `n` matrices.
     fn slices(&self, name: &str, n: usize, rows: usize, columns: usize) -> Result<Vec<Matrix<'_>>>;
 
+    /// Every tensor of the files with the bytes that it takes of a device, in a model of this dtype.
+    fn sizes(&self, dtype: DType) -> Vec<(String, u64)>;
+
     /// What stands in the files for a norm's weight `1 + w`.
     fn unit_norms(&self) -> UnitNorms;
 

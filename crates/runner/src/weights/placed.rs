@@ -1,6 +1,6 @@
 //! Weights for layers that are on devices.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{Matrix, Part, UnitNorms, Weights};
 use crate::Result;
@@ -48,6 +48,10 @@ impl Weights for PlacedWeights<'_> {
             matrix.place(self.home.of(name), self.home.dtype());
         }
         Ok(matrices)
+    }
+
+    fn sizes(&self, dtype: DType) -> Vec<(String, u64)> {
+        self.weights.sizes(dtype)
     }
 
     fn unit_norms(&self) -> UnitNorms {

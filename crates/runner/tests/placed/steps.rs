@@ -149,6 +149,64 @@ fn check(model: &Model, what: &str, texts: &Texts, capacity: usize, expected: &[
     }
 }
 
+#[test]
+fn a_pass_begins_before_the_sink_has_all_of_the_one_before() {
+    let golden = Golden::load("llama-c");
+    let model = placed(&golden, WeightDtype::F32, 2);
+    let batches: Vec<Batch> = [(0, 5), (1, 3), (2, 7)]
+        .map(|(request, length)| {
+            let tokens = (0..length).map(|i| (i * 7 + 3 + request as u32) % 31).collect();
+            Batch::new(vec![Row { request, tokens, offset: 0 }]).unwrap()
+        })
+        .into();
+    let layers = 0..model.info().n_layers();
+    let told = || Told { kept: everything(&model), calls: Vec::new() };
+    machine::with(|| {
+        let (mut expected, mut got) = (told(), told());
+        let session = model.session(&mut expected).unwrap();
+        let edits = Edits::default();
+        for batch in &batches {
+            let (mut cache, layers) = (KvCache::off(), layers.clone());
+            let sink = &mut expected;
+            session.forward(batch, Input::Tokens, layers, &mut cache, &edits, sink).unwrap();
+        }
+        let ends = |told: &Told| told.calls.iter().filter(|call| *call == "end").count();
+        let session = model.session(&mut got).unwrap();
+        let mut flow = session.flow();
+        for (i, batch) in batches.iter().enumerate() {
+            let (mut cache, layers) = (KvCache::off(), layers.clone());
+            flow.forward(batch, Input::Tokens, layers, &mut cache, &edits, &mut got).unwrap();
+            assert_eq!(ends(&got), i.saturating_sub(1));
+            flow.hand_over(1, &mut got).unwrap();
+            assert_eq!(ends(&got), i);
+        }
+        // A pass that is refused, and one that fails, leave what was before them whole.
+        let long = Row { request: 9, tokens: vec![1; model.info().n_ctx + 1], offset: 0 };
+        let long = Batch::new(vec![long]).unwrap();
+        let (mut cache, all) = (KvCache::off(), layers.clone());
+        assert!(flow.forward(&long, Input::Tokens, all, &mut cache, &edits, &mut got).is_err());
+        let wide = Tensor::zeros(99, candle_core::DType::F32, &machine::device()).unwrap();
+        let point = HookPoint::layer(Site::MlpOut, 1);
+        let (heads, positions) = (Selection::All, Positions::All);
+        let mut wrong = Edits::default();
+        wrong.add(Rule { point, heads, positions, edit: Edit::Set(wide) }, model.info()).unwrap();
+        let all = layers.clone();
+        let failed = flow.forward(&batches[0], Input::Tokens, all, &mut cache, &wrong, &mut got);
+        assert!(failed.is_err());
+        flow.hand_over(0, &mut got).unwrap();
+        assert_eq!(got.calls, expected.calls);
+        for (request, point) in expected.kept.keys() {
+            let [got, expected] = [&got, &expected].map(|told| told.kept.get(request, point));
+            assert!(bits(&got.unwrap()) == bits(&expected.unwrap()), "{request} {point}");
+        }
+        // With a cache that keeps, nothing is left for later.
+        let session = model.session(&mut got).unwrap();
+        let (mut flow, mut cache, before) = (session.flow(), KvCache::new(), ends(&got));
+        flow.forward(&batches[0], Input::Tokens, layers, &mut cache, &edits, &mut got).unwrap();
+        assert_eq!(ends(&got), before + 1);
+    });
+}
+
 /// How prompts and so many steps are launched.
 fn usually(steps: usize) -> Vec<&'static str> {
     let first = ["Tokens", "First"].into_iter();
