@@ -62,12 +62,15 @@ __device__ inline void mma(Accumulator &d, const FragmentA<T> &a, const Fragment
     multiply(d.values, a, b);
 }
 
+// Loads begin at rows that are multiples of 8, from which on packs lie as from row 0 on: so a lane has
+// one place for all of them, and what is known of `row` when compiling is part of the instruction.
+
 // A from rows `row` .. of a tile whose rows are A's, its 16 columns from pack `pack` on.
 template <int P, typename T>
 __device__ inline void load_matrix_a(FragmentA<T> &a, const T *tile, int row, int pack) {
     const int lane = int(threadIdx.x % WARP);
-    const int place = swizzled<P>(row + lane % 16, pack + lane / 16);
-    load_matrices(a.registers, tile + place * PACK<T>, false);
+    const int place = swizzled<P>(lane % 16, pack + lane / 16);
+    load_matrices(a.registers, tile + place * PACK<T> + row * (P * PACK<T>), false);
 }
 
 // Two B side by side, from a tile whose 16 rows from `row` on are B's columns, as weights [out, in]
@@ -75,9 +78,9 @@ __device__ inline void load_matrix_a(FragmentA<T> &a, const T *tile, int row, in
 template <int P, typename T>
 __device__ inline void load_matrix_b(FragmentB<T> (&b)[2], const T *tile, int row, int pack) {
     const int lane = int(threadIdx.x % WARP);
-    const int place = swizzled<P>(row + lane / 16 * 8 + lane % 8, pack + lane / 8 % 2);
+    const int place = swizzled<P>(lane / 16 * 8 + lane % 8, pack + lane / 8 % 2);
     uint32_t registers[4];
-    load_matrices(registers, tile + place * PACK<T>, false);
+    load_matrices(registers, tile + place * PACK<T> + row * (P * PACK<T>), false);
     b[0] = {{registers[0], registers[1]}};
     b[1] = {{registers[2], registers[3]}};
 }
@@ -87,9 +90,9 @@ __device__ inline void load_matrix_b(FragmentB<T> (&b)[2], const T *tile, int ro
 template <int P, typename T>
 __device__ inline void load_matrix_b_by_rows(FragmentB<T> (&b)[2], const T *tile, int row, int pack) {
     const int lane = int(threadIdx.x % WARP);
-    const int place = swizzled<P>(row + lane % 16, pack + lane / 16);
+    const int place = swizzled<P>(lane % 16, pack + lane / 16);
     uint32_t registers[4];
-    load_matrices(registers, tile + place * PACK<T>, true);
+    load_matrices(registers, tile + place * PACK<T> + row * (P * PACK<T>), true);
     b[0] = {{registers[0], registers[1]}};
     b[1] = {{registers[2], registers[3]}};
 }
