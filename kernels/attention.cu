@@ -157,34 +157,40 @@ __device__ inline bool packed(const T *first, const Heads &at, uint32_t width) {
     return aligned(first) && (at.batch | at.pos | at.head | width) % PACK<T> == 0;
 }
 
+// Where a vector is, and whether it is there to be read.
+template <typename T> struct Source {
+    const T *from;
+    bool there;
+};
+
 // Fills a tile of ROWS vectors, D wide, in shared memory; begins copies where the vectors are
-// packed. `vector` gives where row i is, or null for zeros; beyond `width` are zeros.
-template <int D, int ROWS, int THREADS, typename T, typename Vector>
-__device__ inline void fill(T *tile, const T *anywhere, uint32_t width, bool packed, Vector vector) {
+// packed. `source` gives row i; zeros are what is not there, and beyond `width`.
+template <int D, int ROWS, int THREADS, typename T, typename Of>
+__device__ inline void fill(T *tile, uint32_t width, bool packed, Of source) {
     constexpr int N = PACK<T>, P = D / N, LANES = P % 8 == 0 ? 8 : 4;
     static_assert(P % LANES == 0 && THREADS % LANES == 0 && ROWS % (THREADS / LANES) == 0, "whole rows");
     const int lane = int(threadIdx.x) % LANES, first = int(threadIdx.x) / LANES;
     if (packed) {
 #pragma unroll
         for (int rows = 0; rows < ROWS; rows += THREADS / LANES) {
-            const int row = rows + first;
-            const T *const from = vector(row);
+            const Source<T> row = source(rows + first);
 #pragma unroll
             for (int packs = 0; packs < P; packs += LANES) {
                 const int pack = packs + lane;
-                const bool there = from != nullptr && uint32_t(pack * N) < width;
-                copy_async(tile + swizzled<P>(row, pack) * N, there ? from + pack * N : anywhere, there);
+                // Every 8 rows packs lie as before: the offsets between are known to the compiler.
+                T *const to = tile + swizzled<P>(rows % 8 + first, pack) * N + rows / 8 * 8 * D;
+                copy_async(to, row.from + pack * N, row.there && uint32_t(pack * N) < width);
             }
         }
         return;
     }
 #pragma unroll 1
-    for (int row = first; row < ROWS; row += THREADS / LANES) {
-        const T *const from = vector(row);
+    for (int i = first; i < ROWS; i += THREADS / LANES) {
+        const Source<T> row = source(i);
 #pragma unroll 1
         for (int column = lane; column < D; column += LANES) {
-            const bool there = from != nullptr && uint32_t(column) < width;
-            tile[swizzled<P>(row, column / N) * N + column % N] = there ? from[column] : narrow<T>(0.0f);
+            const bool there = row.there && uint32_t(column) < width;
+            tile[swizzled<P>(i, column / N) * N + column % N] = there ? row.from[column] : narrow<T>(0.0f);
         }
     }
 }
@@ -214,12 +220,12 @@ template <int D, int KEYS, int SLOTS, int THREADS, typename T> struct Ring {
             const T *const from = OF_KEYS ? keys : values;
             const size_t step = OF_KEYS ? task.k_at.pos : task.v_at.pos;
             // What no row of the block sees may hold anything: it is not read.
-            const auto vector = [&](int row) -> const T * {
+            const auto source = [&](int row) -> Source<T> {
                 const uint32_t key = first + row;
-                return key >= work.first_key && key < work.end ? from + key * step : nullptr;
+                return {from + key * step, key >= work.first_key && key < work.end};
             };
-            fill<D, KEYS, THREADS>(slot(piece), from, OF_KEYS ? task.d : task.d_value,
-                                   OF_KEYS ? keys_packed : values_packed, vector);
+            fill<D, KEYS, THREADS>(slot(piece), OF_KEYS ? task.d : task.d_value,
+                                   OF_KEYS ? keys_packed : values_packed, source);
         }
         commit();
     }
@@ -247,12 +253,10 @@ template <int D, int KEYS, int SLOTS, int THREADS, typename T> struct Ring {
 template <int D, int ROWS, int THREADS, typename T>
 __device__ inline void fill_queries(T *tile, const Task<T> &task, const Work &work) {
     const bool whole = packed(task.q, task.q_at, task.d);
-    fill<D, ROWS, THREADS>(tile, task.q, task.d, whole, [&](int row) -> const T * {
-        if (uint32_t(row) >= work.n_rows) {
-            return nullptr;
-        }
+    fill<D, ROWS, THREADS>(tile, task.d, whole, [&](int row) -> Source<T> {
         const Row of(task, work, row);
-        return task.q + start_of(task.q_at, work.batch, of.query, of.head);
+        const T *const from = task.q + start_of(task.q_at, work.batch, of.query, of.head);
+        return {from, uint32_t(row) < work.n_rows};
     });
 }
 

@@ -176,13 +176,15 @@ template <typename T, int STEPS, int M> struct TensorTiles {
     __device__ void fetch(Vectors<T> from, int count, int stage) {
         T *const to = keys + stage * (KEYS * PACKS * PACK<T>);
         if (aligned(from.first) && from.step % PACK<T> == 0 && d % PACK<T> == 0) {
+            constexpr int ROWS_AT_ONCE = THREADS / PACKS;
+            const int first = int(threadIdx.x) / PACKS, pack = int(threadIdx.x) % PACKS;
+            const T *const at = from.first + first * from.step + pack * PACK<T>;
 #pragma unroll
-            for (int i = 0; i < KEYS * PACKS / THREADS; ++i) {
-                const int place = int(threadIdx.x) + i * THREADS;
-                const int row = place / PACKS, pack = place % PACKS;
-                const bool there = row < count && size_t(pack * PACK<T>) < d;
-                const T *const at = from.first + row * from.step + pack * PACK<T>;
-                copy_async(to + swizzled<PACKS>(row, pack) * PACK<T>, there ? at : from.first, there);
+            for (int rows = 0; rows < KEYS; rows += ROWS_AT_ONCE) {
+                // Every 8 rows packs lie as before: the offsets between are known to the compiler.
+                T *const place = to + swizzled<PACKS>(rows % 8 + first, pack) * PACK<T>;
+                const bool there = rows + first < count && size_t(pack * PACK<T>) < d;
+                copy_async(place + rows / 8 * 8 * (PACKS * PACK<T>), at + rows * from.step, there);
             }
         } else {
             for (int place = int(threadIdx.x); place < KEYS * PACKS * PACK<T>; place += THREADS) {

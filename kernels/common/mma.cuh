@@ -47,9 +47,9 @@ __device__ void load_matrices(uint32_t (&registers)[4], const void *row, bool tr
 __device__ void multiply(float (&d)[4], const FragmentA<bf16> &a, const FragmentB<bf16> &b);
 __device__ void multiply(float (&d)[4], const FragmentA<f16> &a, const FragmentB<f16> &b);
 
-// Sixteen bytes from global to shared memory, both aligned, or 16 zeros where not `there`; `from`
-// is not read then, but must be a pointer into global memory. Done when the thread has waited for
-// its group.
+// Sixteen bytes from global to shared memory, both aligned, or 16 zeros where not `there`: then
+// nothing is read, and `from` may point beyond what there is. Done when the thread has waited for its
+// group.
 __device__ void copy_async(void *to, const void *from, bool there);
 // Ends the group of the copies that this thread has begun since the last one.
 __device__ void commit();
