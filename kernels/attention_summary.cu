@@ -425,7 +425,8 @@ __device__ inline void summarise(const Case<T> &of, Tiles &tiles) {
             for (int i = 0; i < Tiles::WARPS; ++i) {
                 sum += of_warps[stage][i][thread];
             }
-            columns[key - offset] += sum;
+            // Memory adds, in the order of this thread, which does not wait for what was there.
+            atomicAdd(&columns[key - offset], sum);
         }
     };
 
