@@ -24,7 +24,8 @@
 // n_splits.
 //
 // Requires d, d_value <= D; blocks and shared memory of Tensor and Plain below; the grid along x:
-// tiles of rows * n_splits * batch * kv_head, of combine batch * t * h; n_splits <= 256.
+// tiles of rows * n_splits * batch * kv_head, of combine batch * t * h blocks of 128 threads;
+// n_splits <= 256.
 //
 //   q        [batch, t, h, d]              any strides but the last
 //   k        [batch, s, h / group, d]      any strides but the last
@@ -746,6 +747,8 @@ template <typename T>
 __device__ void combine(const float *sums, const float *bases, const uint32_t *lengths,
                         const float *sinks, T *z, float *lse, uint32_t n_splits, uint32_t width,
                         uint32_t t, uint32_t s, uint32_t h, uint32_t group, uint32_t d_value) {
+    constexpr int AT_ONCE = 16;
+    static_assert(WARP % AT_ONCE == 0 && MAX_SPLITS % WARP == 0, "no part beyond those with weights");
     __shared__ float weights[MAX_SPLITS];
     const uint32_t head = blockIdx.x % h, token = blockIdx.x / h, query = token % t, batch = token / t;
     z += size_t(blockIdx.x) * d_value;
@@ -771,9 +774,9 @@ __device__ void combine(const float *sums, const float *bases, const uint32_t *l
     }
     base = over_warp<Max>(base);
     float sum = 0.0f;
-    for (uint32_t split = lane; split < n_splits; split += WARP) {
-        // A part without keys has no sums of values either.
-        const float of_split = bases[2 * split + 1];
+    for (uint32_t split = lane; split < (n_splits + WARP - 1) / WARP * WARP; split += WARP) {
+        // A part without keys has no sums of values either, nor has one that is not there.
+        const float of_split = split < n_splits ? bases[2 * split + 1] : 0.0f;
         const float weight = of_split == 0.0f ? 0.0f : exp2f(bases[2 * split] - base);
         sum += weight * of_split;
         if (threadIdx.x < WARP) {
@@ -788,10 +791,18 @@ __device__ void combine(const float *sums, const float *bases, const uint32_t *l
         *lse = of_query;
     }
     for (uint32_t i = threadIdx.x; i < d_value; i += blockDim.x) {
+        // Memory is what a thread waits for: for the sums of several parts at once.
         float total = 0.0f;
-        for (uint32_t split = 0; split < n_splits; ++split) {
-            if (weights[split] != 0.0f) {
-                total = fmaf(weights[split], sums[size_t(split) * width + i], total);
+        for (uint32_t first = 0; first < n_splits; first += AT_ONCE) {
+            float of_parts[AT_ONCE];
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; ++j) {
+                const bool there = weights[first + j] != 0.0f;
+                of_parts[j] = there ? sums[(first + j) * width + i] : 0.0f;
+            }
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; ++j) {
+                total = fmaf(weights[first + j], of_parts[j], total);
             }
         }
         z[i] = narrow<T>(total * factor);
@@ -822,7 +833,7 @@ __device__ void combine(const float *sums, const float *bases, const uint32_t *l
     }                                                                                              \
     EXPORT(attention_decode_##name##_##dtype)
 #define COMBINE(dtype, T)                                                                          \
-    KERNEL(attention_combine_##dtype)                                                              \
+    BOUNDED_KERNEL(128, 8, attention_combine_##dtype)                                              \
     (const float *sums, const float *bases, const uint32_t *lengths, const float *sinks, T *z,     \
      float *lse, size_t n_splits, size_t width, size_t t, size_t s, size_t h, size_t group,        \
      size_t d_value) {                                                                             \
