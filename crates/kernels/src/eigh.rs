@@ -2,13 +2,17 @@
 //!
 //! The matrix is reduced to a tridiagonal one by Householder's reflections; that one's
 //! eigenvalues and eigenvectors are found in `f64` whatever the type, by
-//! `twisted.rs`, and certified; the reflections take the vectors back.
+//! `twisted.rs`, and certified; the reflections take the vectors back, if they are asked for:
+//! the transform of a signal of fewer columns than nodes is had for less from the reflected
+//! signal.
 //! Where there is no certificate, as there may be none where eigenvalues of a matrix
 //! that does not fall apart coincide, faer divides and conquers the tridiagonal matrix.
 //!
 //! The decision that shapes this file: one decomposition runs on one thread, so
 //! that its bits do not depend on how many there are. Callers have many graphs
 //! and spread those over the threads.
+
+use std::sync::OnceLock;
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -111,7 +115,12 @@ impl Real for f32 {
 #[derive(Debug, Clone)]
 pub struct Eigen<T = f64> {
     values: Vec<f64>,
-    vectors: Vec<T>,
+    /// `Q T Qᵀ`.
+    reduced: Reduced<T>,
+    /// Eigenvectors of `T`, one after another.
+    inner: Vec<T>,
+    /// `Q` times these, once somebody asks.
+    vectors: OnceLock<Vec<T>>,
 }
 
 impl<T: Real> Eigen<T> {
@@ -127,15 +136,29 @@ impl<T: Real> Eigen<T> {
     }
 
     /// The eigenvectors as columns, in the order of the values. Signs are arbitrary.
+    ///
+    /// The first call computes them, of all that a spectrum takes about a third of the time.
     pub fn vectors(&self) -> MatRef<'_, T> {
         let n = self.values.len();
-        MatRef::from_column_major_slice(&self.vectors, n, n)
+        let vectors = self.vectors.get_or_init(|| {
+            let mut vectors = self.inner.clone();
+            T::take_back(&self.reduced, &mut vectors);
+            vectors
+        });
+        MatRef::from_column_major_slice(vectors, n, n)
     }
 
-    /// Eigenvector `k`; it must be below the number of values.
+    /// Eigenvector `k`, which must be below the number of values, on its own: up to rounding
+    /// that of [`vectors`](Self::vectors), and none other is computed.
     pub fn vector(&self, k: usize) -> Vec<f64> {
         let n = self.values.len();
-        self.vectors[k * n..][..n].iter().map(|v| (*v).into()).collect()
+        let vector = self.reduced.take_one_back(&self.inner[k * n..][..n]);
+        vector.into_iter().map(Into::into).collect()
+    }
+
+    /// `Q` of the tridiagonal form `Q T Qᵀ`, and the eigenvectors of `T`, one after another.
+    pub(crate) fn factors(&self) -> (&Reduced<T>, &[T]) {
+        (&self.reduced, &self.inner)
     }
 }
 
@@ -178,7 +201,7 @@ pub fn eigenvalues(matrix: &[f64], n: usize) -> Result<Vec<f64>> {
 pub fn eigh<T: Real>(matrix: &[T], n: usize) -> Result<Eigen<T>> {
     let reduced = Reduced::new(checked(matrix, n)?, n);
     let found = twisted::spectrum(&reduced.diagonal, &reduced.off, T::accuracy(n));
-    let (values, mut vectors) = match found {
+    let (values, inner) = match found {
         Some(found) => (found.values, T::rounded(found.vectors)),
         None => {
             let mut vectors = vec![T::default(); n * n];
@@ -186,8 +209,7 @@ pub fn eigh<T: Real>(matrix: &[T], n: usize) -> Result<Eigen<T>> {
             (divide_and_conquer(&reduced, Some(to))?, vectors)
         }
     };
-    reduced.take_back(&mut vectors);
-    Ok(Eigen { values, vectors })
+    Ok(Eigen { values, reduced, inner, vectors: OnceLock::new() })
 }
 
 /// The spectrum of `T`, whatever it is.

@@ -1,5 +1,5 @@
 //! Reduction of a symmetric matrix to a tridiagonal one by Householder's reflections,
-//! and vectors taken back.
+//! and products with the orthogonal matrix that they make up.
 //!
 //! The decision that shapes this file: the product of the matrix with a vector, half of
 //! the work, is bounded by how fast the matrix comes out of the cache, so it reads the
@@ -9,17 +9,16 @@
 //! # References
 //! Dongarra, Sorensen, Hammarling, J. Comput. Appl. Math. 27, 215 (1989).
 
-use std::ops::Range;
+mod transform;
 
 use faer::linalg::matmul::matmul;
-use faer::prelude::{Reborrow, ReborrowMut};
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, MatRef, Par};
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::eigh::Real;
 use crate::math::vectorised;
-use crate::panels::{Lanes, Panels, Right, WIDTH};
-use crate::product::{Output, multiply, multiply_add};
+
+pub(crate) use transform::Side;
 
 /// Rows and columns of a tile: a diagonal tile is held whole. A cache line of `f32`.
 const TILE: usize = 16;
@@ -29,8 +28,6 @@ const TOGETHER: usize = 32;
 const COLUMNS: usize = 8;
 /// What is left out beside numbers of which the largest is about 1.
 const NOTHING: f64 = 1e-150;
-/// Reflections that are multiplied with vectors together.
-const BACK: usize = 32;
 
 /// Arithmetic on the processor's vectors of a type.
 pub trait Vectors: Sized {
@@ -51,12 +48,12 @@ pub trait Vectors: Sized {
     fn vectors<S: Simd>(slice: &[Self]) -> &[Self::Of<S>];
     /// The same to write to.
     fn vectors_mut<S: Simd>(slice: &mut [Self]) -> &mut [Self::Of<S>];
-    /// Subtracts `U VᵀZ` from `Z`.
-    fn reflect(reflection: Reflection<'_, Self>, z: &mut [Self]);
+    /// Multiplies columns by `Q` from the left.
+    fn take_back(reduced: &Reduced<Self>, z: &mut [Self]);
 }
 
 macro_rules! vectors {
-    ($type:ty, $of:ident, $splat:ident, $mul_add:ident, $sum:ident, $vectors:ident, $vectors_mut:ident, $reflect:ident) => {
+    ($type:ty, $of:ident, $splat:ident, $mul_add:ident, $sum:ident, $vectors:ident, $vectors_mut:ident, $take_back:ident) => {
         impl Vectors for $type {
             type Of<S: Simd> = S::$of;
             const SMALL: f64 =
@@ -87,8 +84,8 @@ macro_rules! vectors {
                 S::$vectors_mut(slice).0
             }
 
-            fn reflect(reflection: Reflection<'_, Self>, z: &mut [Self]) {
-                reflection.$reflect(z);
+            fn take_back(reduced: &Reduced<Self>, z: &mut [Self]) {
+                reduced.$take_back(z);
             }
         }
     };
@@ -102,7 +99,7 @@ vectors!(
     reduce_sum_f32s,
     as_simd_f32s,
     as_mut_simd_f32s,
-    narrow
+    take_back_narrow
 );
 vectors!(
     f64,
@@ -112,88 +109,11 @@ vectors!(
     reduce_sum_f64s,
     as_simd_f64s,
     as_mut_simd_f64s,
-    wide
+    take_back_wide
 );
 
-/// `1 − U Vᵀ`, columns of which the first `first` rows are 0 and `n` are held.
-pub struct Reflection<'a, T> {
-    v: &'a [T],
-    u: &'a [T],
-    stride: usize,
-    count: usize,
-    first: usize,
-    n: usize,
-}
-
-impl Reflection<'_, f64> {
-    fn wide(self, z: &mut [f64]) {
-        let Self { v, u, stride, count, first, n } = self;
-        let view = |columns| {
-            let columns: MatRef<'_, f64> =
-                MatRef::from_column_major_slice_with_stride(columns, n, count, stride);
-            columns.subrows(first, n - first)
-        };
-        let columns = z.len() / n;
-        let mut z =
-            MatMut::from_column_major_slice_mut(z, n, columns).subrows_mut(first, n - first);
-        let mut products = Mat::zeros(count, columns);
-        matmul(products.as_mut(), Accum::Replace, view(v).transpose(), z.rb(), 1.0, Par::Seq);
-        matmul(z.rb_mut(), Accum::Add, view(u), products.as_ref(), -1.0, Par::Seq);
-    }
-}
-
-impl Reflection<'_, f32> {
-    /// With the columns of `Z` for rows: faer's products take as long in `f32` as in `f64`.
-    fn narrow(self, z: &mut [f32]) {
-        let Self { v, u, stride, count, first, n } = self;
-        let columns = z.len() / n;
-        let right = Panels::pack(count, n - first, |k| &v[k * stride + first..][..n - first]);
-        let mut products = vec![0.0; columns * count];
-        let row = |i: usize| &z[i * n + first..][..n - first];
-        multiply(columns, row, &right, None, Output::new(&mut products));
-        products.iter_mut().for_each(|product| *product = -*product);
-        let panels = first / WIDTH..n.div_ceil(WIDTH);
-        let mut lanes = Vec::with_capacity(panels.len() * count);
-        for start in panels.clone().map(|panel| panel * WIDTH) {
-            lanes.extend((0..count).map(|k| {
-                let mut lanes = Lanes::splat(0.0);
-                let from = &u[k * stride + start..][..WIDTH.min(n - start)];
-                lanes.0[..from.len()].copy_from_slice(from);
-                lanes
-            }));
-        }
-        let right = Rows { lanes, first: panels.start, n, k: count };
-        let row = |i: usize| &products[i * count..][..count];
-        multiply_add(columns, row, &right, panels, Output::new(z));
-    }
-}
-
-/// Panels from number `first` on.
-struct Rows {
-    lanes: Vec<Lanes>,
-    first: usize,
-    n: usize,
-    k: usize,
-}
-
-impl Right for Rows {
-    const UNPACKS: bool = false;
-
-    fn n(&self) -> usize {
-        self.n
-    }
-
-    fn k(&self) -> usize {
-        self.k
-    }
-
-    #[inline(always)]
-    fn lanes<'a>(&'a self, panel: usize, depth: Range<usize>, _: &'a mut [Lanes]) -> &'a [Lanes] {
-        &self.lanes[(panel - self.first) * self.k..][depth]
-    }
-}
-
 /// Columns of equal length, one `stride` after another, on cache lines.
+#[derive(Clone, Debug)]
 struct Columns<T> {
     memory: Vec<T>,
     start: usize,
@@ -227,7 +147,8 @@ impl<T: Real> Columns<T> {
 }
 
 /// A symmetric matrix `Q T Qᵀ`, `T` tridiagonal.
-pub(crate) struct Reduced<T> {
+#[derive(Clone, Debug)]
+pub struct Reduced<T> {
     pub(crate) diagonal: Vec<f64>,
     /// Couples row `k` with row `k + 1`.
     pub(crate) off: Vec<f64>,
@@ -275,58 +196,6 @@ impl<T: Real> Reduced<T> {
             *value *= scale;
         }
         reduced
-    }
-
-    /// Multiplies the columns `z` by `Q` from the left.
-    pub(crate) fn take_back(&self, z: &mut [T]) {
-        let n = self.diagonal.len();
-        let mut scaled = Columns::<T>::zeros(n, BACK);
-        for start in (0..n.saturating_sub(1)).step_by(BACK).rev() {
-            let end = (n - 1).min(start + BACK);
-            Arch::new().dispatch(Scaled { reduced: self, start, end, scaled: &mut scaled });
-            let stride = scaled.stride;
-            let reflection = Reflection {
-                v: &self.reflections.all()[start * stride..],
-                u: scaled.all(),
-                stride,
-                count: end - start,
-                first: start / TILE * TILE,
-                n,
-            };
-            T::reflect(reflection, z);
-        }
-    }
-}
-
-/// Fills `scaled` with `U` of `Π (1 − f_k v_k v_kᵀ) = 1 − U Vᵀ`.
-struct Scaled<'a, T> {
-    reduced: &'a Reduced<T>,
-    start: usize,
-    end: usize,
-    scaled: &'a mut Columns<T>,
-}
-
-impl<T: Real> WithSimd for Scaled<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { reduced, start, end, scaled } = self;
-        let stride = scaled.stride;
-        let rows = start / TILE * TILE..reduced.diagonal.len().next_multiple_of(TILE);
-        let mut found = [T::default(); BACK];
-        let v = &reduced.reflections.all()[start * stride..];
-        for k in start..end {
-            let i = k - start;
-            let own = reduced.reflections.column(k);
-            products(simd, v, stride, &own[rows.clone()], rows.start, &mut found[..i]);
-            let (before, to) = scaled.memory[scaled.start..].split_at_mut(i * stride);
-            let to = &mut to[rows.clone()];
-            to.copy_from_slice(&own[rows.clone()]);
-            found[..i].iter_mut().for_each(|f| *f = T::of(0.0) - *f);
-            combine(simd, before, stride, &found[..i], rows.start, to);
-            to.iter_mut().for_each(|u| *u *= reduced.factors[k]);
-        }
     }
 }
 

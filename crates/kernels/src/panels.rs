@@ -147,6 +147,33 @@ impl Panels {
         self.panel(j / WIDTH).iter().map(move |lanes| lanes.0[j % WIDTH])
     }
 
+    /// Length of a column.
+    pub(crate) fn depth(&self) -> usize {
+        self.k
+    }
+
+    /// All lanes of all panels, one panel after another.
+    pub(crate) fn lanes_mut(&mut self) -> &mut [Lanes] {
+        &mut self.lanes
+    }
+
+    /// Writes the columns one after another: what [`pack`](Self::pack) has read.
+    pub(crate) fn unpack(&self, to: &mut [f32]) {
+        const ROWS: usize = 16;
+        let k = self.k.max(1);
+        for (columns, lanes) in to.chunks_mut(WIDTH * k).zip(self.lanes.chunks_exact(k)) {
+            // Some rows at a time, so that whole cache lines are written.
+            vectorised(|| {
+                for (part, lanes) in lanes.chunks(ROWS).enumerate() {
+                    for (j, column) in columns.chunks_exact_mut(k).enumerate() {
+                        let to = &mut column[part * ROWS..];
+                        to.iter_mut().zip(lanes).for_each(|(to, lanes)| *to = lanes.0[j]);
+                    }
+                }
+            });
+        }
+    }
+
     /// All lanes of a panel.
     pub(crate) fn panel(&self, panel: usize) -> &[Lanes] {
         &self.lanes[panel * self.k..][..self.k]

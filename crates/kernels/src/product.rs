@@ -322,7 +322,7 @@ where
         return;
     }
     let run = |rows: Range<usize>, columns: Range<usize>| {
-        Arch::new().dispatch(Part { x: &x, right, bias, y, add: false, rows, columns });
+        Arch::new().dispatch(Part { x: &x, right, bias, y, rows, columns });
     };
     let threads = rayon::current_num_threads();
     if threads == 1 || m.saturating_mul(n).saturating_mul(k) < SERIAL {
@@ -334,20 +334,6 @@ where
         let (row, panel) = (part / across * row_step, part % across * panel_step);
         run(row..m.min(row + row_step), panel..panels.min(panel + panel_step));
     });
-}
-
-/// `y += x B`, of `B` only some panels, on this thread. Rows as in [`multiply`].
-pub(crate) fn multiply_add<'x, X, R>(m: usize, x: X, right: &R, panels: Range<usize>, y: Output)
-where
-    X: Fn(usize) -> &'x [f32] + Sync,
-    R: Right,
-{
-    assert!(m.checked_mul(right.n()).is_some_and(|size| size <= y.len));
-    assert!(panels.end <= right.n().div_ceil(WIDTH));
-    if m > 0 && right.k() > 0 {
-        let part = Part { x: &x, right, bias: None, y, add: true, rows: 0..m, columns: panels };
-        Arch::new().dispatch(part);
-    }
 }
 
 /// Rows and panels of one part. About three parts to a thread even out their speeds;
@@ -375,8 +361,6 @@ struct Part<'a, X, R> {
     right: &'a R,
     bias: Option<&'a [f32]>,
     y: Output<'a>,
-    /// To what is there.
-    add: bool,
     rows: Range<usize>,
     /// Counted in panels.
     columns: Range<usize>,
@@ -397,7 +381,7 @@ impl<'x, X: Fn(usize) -> &'x [f32], R: Right> WithSimd for Part<'_, X, R> {
 impl<'x, X: Fn(usize) -> &'x [f32], R: Right> Part<'_, X, R> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S, (packed, unpacked): &mut (Vec<f32>, Vec<Lanes>)) {
-        let Self { x, right, bias, y, add, rows, columns } = self;
+        let Self { x, right, bias, y, rows, columns } = self;
         let (n, k, height) = (right.n(), right.k(), tile_rows::<S>());
         let block_rows = if R::UNPACKS { BLOCK_ROWS_UNPACKED } else { BLOCK_ROWS };
         // Of equal height: a last one of a few rows would take all panels for itself.
@@ -432,7 +416,7 @@ impl<'x, X: Fn(usize) -> &'x [f32], R: Right> Part<'_, X, R> {
                         let tile = Tile {
                             rows: first..block.end.min(first + height),
                             panel,
-                            add: add || start > 0,
+                            add: start > 0,
                         };
                         tile.run(simd, packed, lanes, n, y);
                     }
@@ -536,7 +520,6 @@ mod tests {
             right,
             bias: None,
             y: Output::new(&mut y),
-            add: false,
             rows: 0..m,
             columns: 0..right.n().div_ceil(WIDTH),
         };

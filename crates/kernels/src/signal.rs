@@ -11,11 +11,12 @@
 //! A quantity that has no value for its input, such as a ratio to the energy of
 //! a zero signal, is [`Null`] with the reason, never a number made up by an ε.
 
+mod gram;
+
 use std::borrow::Cow;
 
 use candle_core::{DType, Tensor};
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -23,6 +24,7 @@ use crate::adjacency::Adjacency;
 use crate::attention::RecomputedGraph;
 use crate::eigh::{Eigen, Real};
 use crate::graph::LANES;
+use crate::householder::Side;
 use crate::laplacian::{Laplacian, LaplacianOperator};
 use crate::math::vectorised;
 use crate::panels::Panels;
@@ -286,7 +288,8 @@ impl Signal {
     /// `XXᵀ`, for [`dirichlet_energy`].
     ///
     /// # Numerics
-    /// `f64`; blocks of fixed size, so that the bits do not depend on the number of threads.
+    /// `f64`; each number is one chain of fused multiply–adds along a row, so that the bits do not
+    /// depend on the number of threads.
     ///
     /// # Errors
     /// [`Error::Range`] above [`crate::laplacian::MAX_DENSE_NODES`].
@@ -299,37 +302,11 @@ impl Signal {
                 self.n_nodes,
             ));
         }
-        const BLOCK: usize = 128;
         let stride = self.n_nodes.next_multiple_of(LANES);
-        let mut lower = vec![0.0; stride * stride];
-        if self.d > 0 {
-            lower.par_chunks_mut(BLOCK * stride.max(1)).enumerate().for_each(|(block, rows)| {
-                let start = block * BLOCK;
-                let end = (start + BLOCK).min(self.n_nodes);
-                if start >= end {
-                    return;
-                }
-                let x = MatRef::from_row_major_slice(&self.values, self.n_nodes, self.d);
-                // The row-major constructor of faer 0.24 takes its stride for the
-                // distance between columns.
-                let to =
-                    MatMut::from_column_major_slice_with_stride_mut(rows, end, end - start, stride);
-                let (left, own) = to.transpose_mut().split_at_col_mut(start);
-                let (x, before) = (x.subrows(start, end - start), x.subrows(0, start));
-                matmul(left, Accum::Replace, x, before.transpose(), 1.0, Par::Seq);
-                triangular::matmul(
-                    own,
-                    BlockStructure::TriangularLower,
-                    Accum::Replace,
-                    x,
-                    BlockStructure::Rectangular,
-                    x.transpose(),
-                    BlockStructure::Rectangular,
-                    1.0,
-                    Par::Seq,
-                );
-            });
-        }
+        let lower = match self.d {
+            0 => vec![0.0; stride * stride],
+            d => gram::lower_triangle(&self.values, self.n_nodes, d, stride),
+        };
         Ok(Gram { n_nodes: self.n_nodes, stride, lower })
     }
 }
@@ -511,7 +488,17 @@ pub fn connectivity_ratio(fiedler: f64, lambda_max: f64) -> Value {
 pub fn mode_energies(eigen: &Eigen, signal: &Signal) -> Result<Vec<f64>> {
     const BLOCK: usize = 64;
     let n = row_per_vector(eigen, signal)?;
-    let x = MatRef::from_row_major_slice(&signal.values, n, signal.d);
+    let (reduced, inner) = eigen.factors();
+    // (Q Z)ᵀX = Zᵀ(QᵀX): reflections meet vectors or the signal, whichever are fewer.
+    let mut reflected = Cow::Borrowed(&signal.values);
+    let vectors = if signal.d < n {
+        let x = MatMut::from_row_major_slice_mut(reflected.to_mut(), n, signal.d);
+        reduced.multiply(Side::Transposed, x);
+        MatRef::from_column_major_slice(inner, n, n)
+    } else {
+        eigen.vectors()
+    };
+    let x = MatRef::from_row_major_slice(&reflected, n, signal.d);
     let blocks: Vec<Vec<f64>> = (0..signal.d.div_ceil(BLOCK))
         .into_par_iter()
         .map(|block| {
@@ -521,7 +508,7 @@ pub fn mode_energies(eigen: &Eigen, signal: &Signal) -> Result<Vec<f64>> {
             matmul(
                 MatMut::from_row_major_slice_mut(&mut modes, n, width),
                 Accum::Replace,
-                eigen.vectors().transpose(),
+                vectors.transpose(),
                 x.subcols(start, width),
                 1.0,
                 Par::Seq,
@@ -557,21 +544,29 @@ pub fn mode_energies_f32(eigen: &Eigen<f32>, signal: &Signal) -> Result<Vec<f64>
     }
     // Within the normal numbers, so that the scale of a subnormal is one too.
     let scale = 2.0_f64.powi(-(largest.log2().floor() as i32).max(f64::MIN_EXP));
-    let right = vectorised(|| {
+    let mut right = vectorised(|| {
         Panels::of_rows(d, n, |i, columns, to| {
             for (to, value) in to.iter_mut().zip(&signal.values[i * d..][columns]) {
                 *to = (value * scale) as f32;
             }
         })
     });
-    let vectors: Vec<&[f32]> = eigen
-        .vectors()
-        .col_iter()
-        .filter_map(|vector| vector.try_as_col_major())
-        .map(|vector| vector.as_slice())
-        .collect();
+    let (reduced, inner) = eigen.factors();
     let mut modes = vec![0.0_f32; n * d];
-    multiply(n, |k| vectors[k], &right, None, Output::new(&mut modes));
+    // (Q Z)ᵀX = Zᵀ(QᵀX). Reflections meet the signal where it has not many more columns than
+    // there are vectors: those take copies into panels and out of them.
+    if 4 * d <= 5 * n {
+        reduced.multiply(Side::Transposed, &mut right);
+        multiply(n, |k| &inner[k * n..][..n], &right, None, Output::new(&mut modes));
+    } else {
+        let vectors: Vec<&[f32]> = eigen
+            .vectors()
+            .col_iter()
+            .filter_map(|vector| vector.try_as_col_major())
+            .map(|vector| vector.as_slice())
+            .collect();
+        multiply(n, |k| vectors[k], &right, None, Output::new(&mut modes));
+    }
     let energy = |mode: &[f32]| {
         let squares = vectorised(|| {
             let mut sums = [0.0_f64; 2 * LANES];
