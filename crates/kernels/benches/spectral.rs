@@ -19,7 +19,7 @@ use kernels::heat::{Probes, heat_estimates};
 use kernels::lanczos::{LanczosOptions, extremes};
 use kernels::laplacian::{Laplacian, LaplacianOperator};
 use kernels::quadrature::{Quadrature, QuadratureOptions};
-use kernels::signal::{Signal, dirichlet_energy};
+use kernels::signal::{Signal, dirichlet_energy, mode_energies, mode_energies_f32};
 
 #[path = "../tests/kernels/graphs.rs"]
 mod graphs;
@@ -158,14 +158,27 @@ fn spectra(c: &mut Criterion) {
     });
     group.bench_function(format!("moments/{N}"), |b| b.iter(|| operator.spectrum_moments()));
 
-    let half = PatternView::new(pattern, N / 2, N).unwrap();
+    let n = N / 2;
+    let half = PatternView::new(pattern, n, N).unwrap();
     let graph = SymmetricGraph::from_pattern(half).unwrap();
     let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
-    let dense = operator.dense().unwrap();
-    group.bench_function(format!("eigenvalues/{}", N / 2), |b| {
-        b.iter(|| eigenvalues(&dense, N / 2).unwrap());
+    let (dense, narrow) = (operator.dense().unwrap(), operator.dense_in::<f32>().unwrap());
+    let signal = Signal::new((0..n * d).map(|_| random.normal()).collect(), n, d).unwrap();
+    group.bench_function(format!("eigenvalues/{n}"), |b| {
+        b.iter(|| eigenvalues(&dense, n).unwrap());
     });
-    group.bench_function(format!("eigh/{}", N / 2), |b| b.iter(|| eigh(&dense, N / 2).unwrap()));
+    group.bench_function(format!("eigh/f64/{n}"), |b| {
+        b.iter(|| black_box(eigh(&dense, n).unwrap().vectors().nrows()));
+    });
+    group.bench_function(format!("eigh/f32/{n}"), |b| {
+        b.iter(|| black_box(eigh(&narrow, n).unwrap().vectors().nrows()));
+    });
+    group.bench_function(format!("modes/f64/{n}x{d}"), |b| {
+        b.iter(|| mode_energies(&eigh(&dense, n).unwrap(), &signal).unwrap());
+    });
+    group.bench_function(format!("modes/f32/{n}x{d}"), |b| {
+        b.iter(|| mode_energies_f32(&eigh(&narrow, n).unwrap(), &signal).unwrap());
+    });
     group.finish();
 }
 

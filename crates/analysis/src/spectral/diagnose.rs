@@ -530,17 +530,18 @@ impl Ends {
         operator: &LaplacianOperator<'_, G>,
         eigen: &Eigen,
     ) -> kernels::Result<Self> {
-        let certified = |k: usize| -> kernels::Result<Certified> {
+        let certified = |k: usize| -> kernels::Result<(Certified, Vec<f64>)> {
             let (value, vector) = (eigen.values()[k], eigen.vector(k));
             let product = operator.apply(&vector)?;
             let squares = product.iter().zip(&vector).map(|(p, v)| (p - value * v).powi(2));
-            Ok(Certified { value, residual: squares.sum::<f64>().sqrt() })
+            Ok((Certified { value, residual: squares.sum::<f64>().sqrt() }, vector))
         };
         let n = eigen.values().len();
+        let (fiedler, fiedler_vector) = (n >= 2).then(|| certified(1)).transpose()?.unzip();
         Ok(Self {
-            fiedler: (n >= 2).then(|| certified(1)).transpose()?,
-            fiedler_vector: if n >= 2 { eigen.vector(1) } else { Vec::new() },
-            lambda_max: (n >= 1).then(|| certified(n - 1)).transpose()?,
+            fiedler,
+            fiedler_vector: fiedler_vector.unwrap_or_default(),
+            lambda_max: (n >= 1).then(|| certified(n - 1)).transpose()?.map(|(end, _)| end),
             seeds_agree: None,
             steps: None,
             converged: true,
