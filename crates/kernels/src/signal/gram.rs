@@ -14,8 +14,8 @@ use crate::math::vectorised;
 const WIDTH: usize = 24;
 /// Rows of a tile.
 const ROWS: usize = 8;
-/// Longest block of `k`, about: its panel (60 KiB) stays in the second-level cache.
-const DEPTH: usize = 320;
+/// Longest block of `k`: its panel (30 KiB) stays in the first-level cache.
+const DEPTH: usize = 160;
 /// Rows that a thread takes at a time: whole panels.
 const BLOCK: usize = 3 * WIDTH;
 
@@ -87,20 +87,22 @@ impl WithSimd for Fill<'_> {
                 for top in (first.max(left / ROWS * ROWS)..first + rows).step_by(ROWS) {
                     let own = &panels[top / WIDTH * d..][depth.clone()];
                     let third = top % WIDTH / ROWS;
-                    let mut sums = [[0.0; WIDTH]; ROWS];
                     let height = ROWS.min(first + rows - top);
-                    let mut places = to[(top - first) * stride..].chunks_mut(stride).take(height);
-                    if start > 0 {
-                        for (i, (place, sums)) in places.by_ref().zip(&mut sums).enumerate() {
-                            let width = WIDTH.min(top + i + 1 - left);
-                            sums[..width].copy_from_slice(&place[left..][..width]);
-                        }
+                    let to = &mut to[(top - first) * stride + left..];
+                    if height == ROWS && left + WIDTH <= top + 1 {
+                        add(simd, own, third, right, to, stride);
+                        continue;
                     }
-                    add(simd, own, third, right, &mut sums);
-                    let places = to[(top - first) * stride..].chunks_mut(stride).take(height);
-                    for (i, (place, sums)) in places.zip(&sums).enumerate() {
+                    // Across the diagonal, or over the end.
+                    let mut sums = [0.0; ROWS * WIDTH];
+                    for (i, sums) in sums.chunks_exact_mut(WIDTH).enumerate().take(height) {
                         let width = WIDTH.min(top + i + 1 - left);
-                        place[left..][..width].copy_from_slice(&sums[..width]);
+                        sums[..width].copy_from_slice(&to[i * stride..][..width]);
+                    }
+                    add(simd, own, third, right, &mut sums, WIDTH);
+                    for (i, sums) in sums.chunks_exact(WIDTH).enumerate().take(height) {
+                        let width = WIDTH.min(top + i + 1 - left);
+                        to[i * stride..][..width].copy_from_slice(&sums[..width]);
                     }
                 }
             }
@@ -108,21 +110,23 @@ impl WithSimd for Fill<'_> {
     }
 }
 
-/// `sums[i][j] += Σ_k left[k][8 · third + i] right[k][j]`.
+/// `to[i · stride + j] += Σ_k left[k][8 · third + i] right[k][j]`.
 #[inline(always)]
 fn add<S: Simd>(
     simd: S,
     left: &[Lanes],
     third: usize,
     right: &[Lanes],
-    sums: &mut [[f64; WIDTH]; ROWS],
+    to: &mut [f64],
+    stride: usize,
 ) {
     macro_rules! of {
         ($rows:literal) => {
-            for (part, sums) in sums.as_chunks_mut::<$rows>().0.iter_mut().enumerate() {
+            for part in 0..ROWS / $rows {
                 let own = third * (ROWS / $rows) + part;
                 for column in (0..WIDTH).step_by(3 * S::F64_LANES) {
-                    registers::<S, $rows>(simd, left, own, right, column, sums);
+                    let to = &mut to[part * $rows * stride + column..];
+                    registers::<S, $rows>(simd, left, own, right, column, to, stride);
                 }
             }
         };
@@ -135,7 +139,7 @@ fn add<S: Simd>(
     }
 }
 
-/// The tile itself: `R` rows, of the panel's rows group `own`, by three vectors from `column` on.
+/// The tile itself: `R` rows, the panel's group `own` of so many, by three vectors from `column` on.
 #[inline(always)]
 fn registers<S: Simd, const R: usize>(
     simd: S,
@@ -143,16 +147,17 @@ fn registers<S: Simd, const R: usize>(
     own: usize,
     right: &[Lanes],
     column: usize,
-    to: &mut [[f64; WIDTH]; R],
+    to: &mut [f64],
+    stride: usize,
 ) {
-    let columns = column..column + 3 * S::F64_LANES;
+    let width = 3 * S::F64_LANES;
     let mut sums = [[simd.splat_f64s(0.0); 3]; R];
-    for (sums, from) in sums.iter_mut().zip(&*to) {
-        sums.copy_from_slice(&S::as_simd_f64s(&from[columns.clone()]).0[..3]);
+    for (i, sums) in sums.iter_mut().enumerate() {
+        sums.copy_from_slice(&S::as_simd_f64s(&to[i * stride..][..width]).0[..3]);
     }
     for (a, b) in left.iter().zip(right) {
         let a = &a.0.as_chunks::<R>().0[own];
-        let b = S::as_simd_f64s(&b.0[columns.clone()]).0;
+        let b = S::as_simd_f64s(&b.0[column..][..width]).0;
         let b: [S::f64s; 3] = [b[0], b[1], b[2]];
         for (sums, a) in sums.iter_mut().zip(a) {
             let a = simd.splat_f64s(*a);
@@ -161,8 +166,8 @@ fn registers<S: Simd, const R: usize>(
             }
         }
     }
-    for (sums, to) in sums.iter().zip(to) {
-        S::as_mut_simd_f64s(&mut to[columns.clone()]).0[..3].copy_from_slice(sums);
+    for (i, sums) in sums.iter().enumerate() {
+        S::as_mut_simd_f64s(&mut to[i * stride..][..width]).0[..3].copy_from_slice(sums);
     }
 }
 
