@@ -148,8 +148,7 @@ impl Reduced<f64> {
     /// Multiplies columns that are one after another by `Q`.
     pub(super) fn take_back_wide(&self, z: &mut [f64]) {
         let n = self.diagonal.len();
-        if n > 0 {
-            let columns = z.len() / n;
+        if let Some(columns) = z.len().checked_div(n) {
             self.multiply(Side::Plain, MatMut::from_column_major_slice_mut(z, n, columns));
         }
     }

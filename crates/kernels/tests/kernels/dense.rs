@@ -285,6 +285,44 @@ fn spectra_in_f32_against_f64() {
 }
 
 #[test]
+fn modes_are_those_of_the_vectors_however_wide_the_signal() {
+    let mut random = Random::new(43);
+    // Of one and of several blocks of reflections, panels and groups of panels.
+    for n in [2usize, 43, 150] {
+        let graph = graph_of(&attention_like(&mut random, n, 2.0, 3.0), n);
+        let operator = LaplacianOperator::new(&graph, Laplacian::SymmetricNormalized);
+        let double = eigh(&operator.dense().unwrap(), n).unwrap();
+        let single = eigh(&operator.dense_in::<f32>().unwrap(), n).unwrap();
+        let one_by_one = [
+            (0..n).map(|k| double.vector(k)).collect::<Vec<_>>(),
+            (0..n).map(|k| single.vector(k)).collect(),
+        ];
+        for d in [1, 40, 187, 600] {
+            let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
+            let signal = Signal::new(x.clone(), n, d).unwrap();
+            let modes = [
+                signal::mode_energies(&double, &signal).unwrap(),
+                signal::mode_energies_f32(&single, &signal).unwrap(),
+            ];
+            for ((modes, vectors), tolerance) in modes.iter().zip(&one_by_one).zip([1e-13, 2e-6]) {
+                for (got, vector) in modes.iter().zip(vectors) {
+                    let product =
+                        |c: usize| (0..n).map(|i| vector[i] * x[i * d + c]).sum::<f64>().powi(2);
+                    let expected: f64 = (0..d).map(product).sum();
+                    close(&format!("{n} {d}"), *got, expected, tolerance * signal.energy());
+                }
+            }
+        }
+        for (k, [one, other]) in (0..n).map(|k| (k, [&one_by_one[0][k], &one_by_one[1][k]])) {
+            for i in 0..n {
+                close("f64", double.vectors()[(i, k)], one[i], 1e-14);
+                close("f32", single.vectors()[(i, k)].into(), other[i], 2e-6);
+            }
+        }
+    }
+}
+
+#[test]
 fn levels_that_coincide_do_so_in_f32() {
     for n in [3usize, 9, 64, 300] {
         let complete = edges(n, (0..n).flat_map(|i| (0..i).map(move |j| (i, j))));
