@@ -16,6 +16,8 @@ const WIDTH: usize = 24;
 const ROWS: usize = 8;
 /// Longest block of `k`: its panel (30 KiB) stays in the first-level cache.
 const DEPTH: usize = 160;
+/// Most numbers of each row that are packed at a time: they bound the copy.
+const SPAN: usize = 1024;
 /// Rows that a thread takes at a time: whole panels.
 const BLOCK: usize = 3 * WIDTH;
 
@@ -31,33 +33,38 @@ struct Lanes([f64; WIDTH]);
 /// and the number of threads.
 pub(super) fn lower_triangle(x: &[f64], n: usize, d: usize, stride: usize) -> Vec<f64> {
     let mut lower = vec![0.0; stride * stride];
-    let mut panels = vec![Lanes([0.0; WIDTH]); n.div_ceil(WIDTH) * d];
-    panels.par_chunks_exact_mut(d).zip(x.par_chunks(WIDTH * d)).for_each(|(panel, rows)| {
-        vectorised(|| transpose(panel, rows, d));
-    });
-    lower.par_chunks_mut(BLOCK * stride.max(1)).enumerate().for_each(|(block, to)| {
-        let first = block * BLOCK;
-        let rows = BLOCK.min(n.saturating_sub(first));
-        Arch::new().dispatch(Fill { panels: &panels, d, first, rows, stride, to });
-    });
+    let span = d.div_ceil(d.div_ceil(SPAN));
+    let mut panels = vec![Lanes([0.0; WIDTH]); n.div_ceil(WIDTH) * span];
+    for start in (0..d).step_by(span) {
+        let depth = span.min(d - start);
+        // Of rows that are not there, what is left from before: nobody wants their products.
+        let panels = &mut panels[..n.div_ceil(WIDTH) * depth];
+        let packed = panels.par_chunks_exact_mut(depth).zip(x.par_chunks(WIDTH * d));
+        packed.for_each(|(panel, rows)| vectorised(|| transpose(panel, rows, d, start)));
+        lower.par_chunks_mut(BLOCK * stride.max(1)).enumerate().for_each(|(block, to)| {
+            let first = block * BLOCK;
+            let rows = BLOCK.min(n.saturating_sub(first));
+            Arch::new().dispatch(Fill { panels, d: depth, first, rows, stride, to });
+        });
+    }
     lower
 }
 
-/// `panel[k][j] = rows[j][k]`.
+/// `panel[k][j] = rows[j][start + k]`.
 #[inline(always)]
-fn transpose(panel: &mut [Lanes], rows: &[f64], d: usize) {
+fn transpose(panel: &mut [Lanes], rows: &[f64], d: usize, start: usize) {
     // Some numbers of a row at a time, so that whole cache lines are read.
     const PART: usize = 8;
     for (part, lanes) in panel.chunks_mut(PART).enumerate() {
         for (j, row) in rows.chunks_exact(d).enumerate() {
-            for (lanes, value) in lanes.iter_mut().zip(&row[part * PART..]) {
+            for (lanes, value) in lanes.iter_mut().zip(&row[start + part * PART..]) {
                 lanes.0[j] = *value;
             }
         }
     }
 }
 
-/// Computes some rows.
+/// Adds to some rows the products of what is packed, `d` numbers of each row.
 struct Fill<'a> {
     panels: &'a [Lanes],
     d: usize,
@@ -184,7 +191,9 @@ mod tests {
 
     #[test]
     fn every_number_is_one_chain_on_every_instruction_set() {
-        for (n, d) in [(1_usize, 1_usize), (8, 3), (23, 7), (25, 40), (97, 321), (150, 700)] {
+        for (n, d) in
+            [(1_usize, 1_usize), (8, 3), (23, 7), (25, 40), (97, 321), (150, 700), (30, 2100)]
+        {
             let x: Vec<f64> = (0..n * d).map(|i| ((i * 37 % 101) as f64).sin()).collect();
             let stride = n.next_multiple_of(8);
             let expected = |i: usize, j: usize| match i < n && j <= i {
@@ -200,7 +209,7 @@ mod tests {
             check(lower_triangle(&x, n, d, stride));
             let mut panels = vec![Lanes([0.0; WIDTH]); n.div_ceil(WIDTH) * d];
             for (panel, rows) in panels.chunks_exact_mut(d).zip(x.chunks(WIDTH * d)) {
-                transpose(panel, rows, d);
+                transpose(panel, rows, d, 0);
             }
             check(on(pulp::Scalar::new(), &panels, n, d, stride));
             #[cfg(target_arch = "x86_64")]
