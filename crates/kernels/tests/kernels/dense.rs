@@ -297,7 +297,7 @@ fn modes_are_those_of_the_vectors_however_wide_the_signal() {
             (0..n).map(|k| double.vector(k)).collect::<Vec<_>>(),
             (0..n).map(|k| single.vector(k)).collect(),
         ];
-        for d in [1, 40, 187, 600] {
+        for d in [0, 1, 40, 187, 600] {
             let x: Vec<f64> = (0..n * d).map(|_| random.uniform() - 0.3).collect();
             let signal = Signal::new(x.clone(), n, d).unwrap();
             let modes = [
