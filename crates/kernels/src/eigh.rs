@@ -51,8 +51,8 @@ pub trait Real:
     /// Rounded to the type.
     fn of(value: f64) -> Self;
 
-    /// Components of unit vectors rounded to the type. What products with them could make
-    /// subnormal, on which processors take a hundred times as long, is 0.
+    /// Components of unit vectors rounded to the type. In `f32` those below 1e-30 are 0: they, or
+    /// products with them, may be subnormal, which slows processors down.
     fn rounded(components: Vec<f64>) -> Vec<Self>;
 }
 

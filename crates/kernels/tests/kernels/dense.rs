@@ -343,6 +343,13 @@ fn levels_that_coincide_do_so_in_f32() {
 }
 
 #[test]
+fn components_that_products_could_make_subnormal_are_0_in_f32() {
+    let components = vec![1e-29, -1e-31, 1e-40, -1e-300, -0.5];
+    assert_eq!(f32::rounded(components.clone()), [1e-29, 0.0, 0.0, 0.0, -0.5]);
+    assert_eq!(f64::rounded(components.clone()), components);
+}
+
+#[test]
 fn modes_in_f32_neither_overflow_nor_vanish() {
     let mut random = Random::new(41);
     let (n, d) = (33, 3);
